@@ -1,0 +1,63 @@
+"""The numeric side of a nonlinearity psi. Deriving one from text is `elbotree.derivation`'s work, printing it
+`elbotree.codegen`'s; the front door hands the two to `compile_psi` through `set_compiler`, so that this folder
+never imports sympy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elbotree.runtime.errors import UnsupportedError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A nonlinearity psi : R -> R as numpy functions, with what quadrature must know of it.
+
+    text        the name or expression in b that it came from, as `Layer.psi` carries it
+    value       psi(b), elementwise on arrays
+    derivative  psi'(b), elementwise, away from the breaks
+    breaks      where psi or one of its derivatives jumps, ascending: integration panels split there
+    affine      (slope, intercept) when psi(b) = slope b + intercept, otherwise None
+    domain      the open interval on which psi is real and finite (reciprocal: see `poles`)
+    poles       points where psi is not finite; an expectation over a density that is positive there diverges
+    """
+
+    text: str
+    value: Callable[[Array], Array]
+    derivative: Callable[[Array], Array]
+    breaks: tuple[float, ...] = ()
+    affine: tuple[float, float] | None = None
+    domain: tuple[float, float] = (-float("inf"), float("inf"))
+    poles: tuple[float, ...] = ()
+
+    def __call__(self, b: Array) -> Array:
+        return self.value(b)
+
+
+_compiler: Callable[[str], Activation] | None = None
+
+
+def set_compiler(compiler: Callable[[str], Activation]) -> None:
+    """Say how psi text becomes an `Activation` (the front door calls this once, with codegen's printer)."""
+    global _compiler
+    _compiler = compiler
+
+
+def compile_psi(text: str) -> Activation:
+    """The activation that `text` names.
+
+    Raises UnsupportedError when no compiler is set (the runtime was imported without the front door), and whatever
+    the compiler raises for text that it refuses.
+    """
+    if _compiler is None:
+        raise UnsupportedError(
+            f"psi {text!r} is text and nothing here can compile it: `import elbotree` first, or pass the `PSI` object of "
+            "a generated kernel module instead of its name"
+        )
+    return _compiler(text)
