@@ -1,0 +1,54 @@
+# Everything here needs nothing but Python 3.11 or newer and make. `make demo` and `make test` first make a virtual
+# environment in $(VENV); choose the interpreter with `make demo PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+OUT ?= demo-output
+# Thread pools fight over the cores in the small matrix products of the demo and the tests.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+
+SOURCES := elbotree derivation codegen runtime
+CHECKED := $(SOURCES) tests examples $(wildcard benchmarks)
+
+.PHONY: demo test check format bench clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; choose another with: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp a set of extras, made anew whenever the project's requirements change.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.installed-sklearn  ## learn a layer of a small digits network and write the report
+	$(BIN)/python examples/digits.py --out $(OUT)
+
+test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev  ## formatter, linter, and types on a built tree
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
+	rm -rf build
+	$(PIP) install --no-deps --target build/typecheck .
+	rm -rf build/lib build/bdist.*
+	MYPYPATH=build/typecheck $(BIN)/mypy -p elbotree
+
+format: $(VENV)/.installed-dev  ## put the code into its format
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/ruff check --fix $(CHECKED)
+
+bench: $(VENV)/.installed-test  ## time the whole tree at several sizes
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) build dist $(OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,142 @@
+"""elbotree: learn variational auto-encoders for a network's activations analytically, without drawing one sample.
+
+    import elbotree as et
+    tree = et.derive()                                    # the loss, derived: a tree of sympy expressions
+    kernels = et.generate(psi="relu", family="tilted")    # numpy kernels, printed from that tree
+    values = et.evaluate(problem, tol=1e-6)               # the twelve terms with their errors
+    fit = et.fit(layer, p1, features=8)                   # a feature model and its encoder for a layer's output
+
+This module holds the public names and nothing else. Each is imported when first used, so that `import elbotree`
+costs milliseconds and loads neither numpy nor sympy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elbotree.codegen import Kernels, generate
+    from elbotree.derivation import LossTree, derive
+    from elbotree.evaluation import Gradient, evaluate, gradient
+    from elbotree.fitting import fit, load
+    from elbotree.report import write_report
+    from elbotree.runtime.activations import Activation
+    from elbotree.runtime.errors import ElbotreeError, InputError, ToleranceError, UnsupportedError
+    from elbotree.runtime.estimates import Estimate
+    from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
+    from elbotree.runtime.priors import (
+        Bernoulli,
+        Discrete,
+        Exponential,
+        Gamma,
+        Laplace,
+        Mixture,
+        Normal,
+        Prior,
+        SpikeSlab,
+        Uniform,
+    )
+    from elbotree.runtime.values import Term, Values
+
+__version__ = "0.1.0"
+
+#: public name -> the module that defines it
+_HOMES = {
+    "Activation": "elbotree.runtime.activations",
+    "Bernoulli": "elbotree.runtime.priors",
+    "Discrete": "elbotree.runtime.priors",
+    "ElbotreeError": "elbotree.runtime.errors",
+    "Encoder": "elbotree.runtime.models",
+    "Estimate": "elbotree.runtime.estimates",
+    "Exponential": "elbotree.runtime.priors",
+    "FeatureModel": "elbotree.runtime.models",
+    "Gamma": "elbotree.runtime.priors",
+    "Gradient": "elbotree.evaluation",
+    "InputError": "elbotree.runtime.errors",
+    "Kernels": "elbotree.codegen",
+    "Laplace": "elbotree.runtime.priors",
+    "Layer": "elbotree.runtime.models",
+    "LossTree": "elbotree.derivation",
+    "Mixture": "elbotree.runtime.priors",
+    "Normal": "elbotree.runtime.priors",
+    "Posterior": "elbotree.runtime.models",
+    "Prior": "elbotree.runtime.priors",
+    "Problem": "elbotree.runtime.models",
+    "SpikeSlab": "elbotree.runtime.priors",
+    "Term": "elbotree.runtime.values",
+    "ToleranceError": "elbotree.runtime.errors",
+    "Uniform": "elbotree.runtime.priors",
+    "UnsupportedError": "elbotree.runtime.errors",
+    "Values": "elbotree.runtime.values",
+    "derive": "elbotree.derivation",
+    "evaluate": "elbotree.evaluation",
+    "fit": "elbotree.fitting",
+    "generate": "elbotree.codegen",
+    "gradient": "elbotree.evaluation",
+    "load": "elbotree.fitting",
+    "write_report": "elbotree.report",
+}
+
+__all__ = [  # noqa: RUF022  (the order in which people meet them)
+    "derive",
+    "generate",
+    "Layer",
+    "FeatureModel",
+    "Posterior",
+    "Encoder",
+    "Problem",
+    "Prior",
+    "evaluate",
+    "gradient",
+    "fit",
+    "load",
+    "write_report",
+    "Bernoulli",
+    "Discrete",
+    "Exponential",
+    "Gamma",
+    "Laplace",
+    "Mixture",
+    "Normal",
+    "SpikeSlab",
+    "Uniform",
+    "Activation",
+    "Estimate",
+    "Gradient",
+    "Kernels",
+    "LossTree",
+    "Term",
+    "Values",
+    "ElbotreeError",
+    "InputError",
+    "ToleranceError",
+    "UnsupportedError",
+    "__version__",
+]
+
+
+def _compile_psi(text: str) -> Activation:
+    """Compile psi's text with codegen's printer, imported only when some psi is first needed as numbers."""
+    from elbotree.codegen import compile_psi
+
+    return compile_psi(text)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module behind a public name, and keep the name for the next time."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'elbotree' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+    home = _HOMES[name]
+    if not home.startswith(("elbotree.derivation", "elbotree.codegen")):
+        # The runtime may not import sympy: it is handed the compiler of psi's text the first time it is used.
+        from elbotree.runtime.activations import set_compiler
+
+        set_compiler(_compile_psi)
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,159 @@
+"""Evaluate the loss tree and its gradient: generate the kernels that a problem needs, build the engine that takes its
+expectations, run the one on the other. No formula of the loss stands here, nor any numerics.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from elbotree.codegen import Kernels, generate
+from elbotree.runtime.errors import InputError
+from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.models import Encoder, Layer, Problem
+from elbotree.runtime.values import Values
+
+#: The tolerance of `evaluate` and `gradient` where none is given.
+DEFAULT_TOL = 1e-6
+
+METHODS = ("spectral", "grid")
+
+
+class Gradient:
+    """The gradient of L: `gradient["C"]` and so on are `Estimate`s (or lists of them, one a feature).
+
+    Keys
+        C, bias        list over features: (t_j, n2) and (t_j,)
+        B, offset      (n2, m2) and (n2,)
+        noise_std      scalar
+        parameters     list over features: dict from the posterior's own parameters (std, precision) to estimates
+        priors         list over features: dict from the prior's parameters to estimates
+    Attribute
+        values         the twelve terms at the same point, as `evaluate` returns them
+    """
+
+    def __init__(self, parts: Mapping[str, Any], values: Values) -> None:
+        self._parts = dict(parts)
+        self.values = values
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._parts[name]
+        except KeyError:
+            raise KeyError(f"the gradient has no part {name!r}; its parts are {', '.join(self._parts)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def keys(self) -> list[str]:
+        """The names of its parts."""
+        return list(self._parts)
+
+    def __repr__(self) -> str:
+        return f"<Gradient of L = {self.values['L'].value:.10g} in {', '.join(self._parts)}>"
+
+
+@lru_cache(maxsize=64)
+def _generate(psi: str, families: tuple[str, ...]) -> Kernels:
+    return generate(psi=psi, family=families)
+
+
+def kernels_for(layer: Layer, encoder: Encoder) -> Kernels:
+    """The kernels of this layer's psi and of the families that occur in the encoder, generated once for each pair."""
+    psi = layer.psi if isinstance(layer.psi, str) else layer.psi.text
+    return _generate(psi, tuple(dict.fromkeys(posterior.family for posterior in encoder)))
+
+
+def evaluate(
+    problem: Problem,
+    tol: float | None = None,
+    method: str = "spectral",
+    check_samples: int | None = None,
+    eps: float | None = None,
+    seed: int = 0,
+) -> Values:
+    """All twelve terms of the loss tree, each with an estimate of its absolute error.
+
+    Arguments
+        problem        layer, input model, model of the output, encoder
+        tol            error allowed at each term, relative to max(1, |value|); 1e-6 where none is given. The grid method
+                       takes its accuracy from eps: there a tol is only compared with the errors, and only when given
+        method         "spectral": characteristic functions, to tol; "grid": the paper's bins (Fact 3.3, Lemma 3.4)
+        check_samples  also evaluate the same kernels on that many samples, to stand beside the values as a check
+        eps            width of the grid's bins (method="grid" only)
+        seed           of the check's samples
+
+    Returns `Values`. Raises InputError for a wrong argument and ToleranceError where a term misses tol.
+    The paper: Theorem 3.1 and Figure 2.
+    """
+    _check_arguments(tol, method, check_samples, eps)
+    kernels = kernels_for(problem.layer, problem.encoder)
+    wanted = DEFAULT_TOL if tol is None and method == "spectral" else tol
+    start = time.perf_counter()
+    estimates = kernels.evaluate(_engine(problem, wanted, method, eps), problem)
+    seconds = time.perf_counter() - start
+    check = None if check_samples is None else _sampled(kernels, problem, check_samples, seed)
+    values = Values.of(estimates, check, tol=wanted, method=method, seconds=seconds, samples=check_samples)
+    if wanted is not None:
+        values.require(wanted)
+    return values
+
+
+def gradient(problem: Problem, tol: float | None = None) -> Gradient:
+    """The gradient of L in everything that training moves, with the values at the same point.
+
+    Arguments
+        problem  layer, input model, model of the output, encoder
+        tol      as in `evaluate`; the terms meet it, and the gradient's own errors stand in its estimates
+
+    Returns a `Gradient`. Raises what `evaluate` raises.
+    """
+    _check_arguments(tol, "spectral", None, None)
+    wanted = DEFAULT_TOL if tol is None else tol
+    kernels = kernels_for(problem.layer, problem.encoder)
+    engine = _engine(problem, wanted, "spectral", None)
+    start = time.perf_counter()
+    estimates: dict[str, Estimate] = kernels.evaluate(engine, problem)
+    parts = kernels.gradient(engine, problem)
+    values = Values.of(estimates, tol=wanted, method="spectral", seconds=time.perf_counter() - start)
+    values.require(wanted)
+    return Gradient(parts, values)
+
+
+def _engine(problem: Problem, tol: float | None, method: str, eps: float | None) -> Any:
+    """What takes the expectations: the spectral engine, or the paper's grid."""
+    if method == "grid":
+        from elbotree.runtime.grid import GridExpectations
+
+        return GridExpectations(problem.layer, problem.input, problem.encoder, **({} if eps is None else {"eps": eps}))
+    from elbotree.runtime.spectral import SpectralExpectations
+
+    return SpectralExpectations(problem.layer, problem.input, problem.encoder, tol=tol, model=problem.model)
+
+
+def _sampled(kernels: Kernels, problem: Problem, samples: int, seed: int) -> dict[str, Estimate]:
+    """The same kernels with averages over samples in place of expectations: a check and nothing else."""
+    from elbotree.runtime.sampling import SamplingExpectations
+
+    law = SamplingExpectations(problem.layer, problem.input, problem.encoder, samples=samples, seed=seed)
+    estimates: dict[str, Estimate] = kernels.evaluate(law, problem)
+    return estimates
+
+
+def _check_arguments(tol: float | None, method: str, check_samples: int | None, eps: float | None) -> None:
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    if tol is not None and not (math.isfinite(tol) and tol > 0):
+        raise InputError(f"tol is {tol!r}; it must be a positive number, such as 1e-6")
+    if eps is not None and method != "grid":
+        raise InputError('eps is the width of the grid\'s bins: give it with method="grid", or leave it out')
+    if eps is not None and not (math.isfinite(eps) and eps > 0):
+        raise InputError(f"eps is {eps!r}; it must be a positive number, such as 0.01")
+    if check_samples is not None and check_samples < 2:
+        raise InputError(f"check_samples is {check_samples!r}; it must be at least 2, so that there is a standard error")
