@@ -1,0 +1,401 @@
+"""The nonlinearity psi as algebra: the registry of names, and what quadrature must know of an expression in b: its
+breaks, poles and domain, whether it is affine, its derivative, growth and Lipschitz constant. All of it is found from
+the expression; no property of a shipped name is typed in. How psi is printed as numpy is `elbotree.codegen`'s work.
+
+The method: the nodes that can break (Max, Min, Abs, sign, Heaviside, Piecewise) switch where an argument of theirs
+changes sign. Innermost first, the roots of those arguments cut the line; between two cuts psi is one smooth branch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import sympy as sp
+from sympy.core.relational import Relational
+
+from elbotree.derivation.grammar import FUNCTIONS, WORDS, B, nearest, parse_psi
+from elbotree.derivation.special import elementary
+from elbotree.runtime.errors import InputError, UnsupportedError
+
+_SHIPPED = {
+    **{
+        name: f"{name}(b)"
+        for name in (
+            "relu",
+            "leaky_relu",
+            "elu",
+            "softplus",
+            "sigmoid",
+            "tanh",
+            "gelu",
+            "silu",
+            "exp",
+            "square",
+            "cube",
+            "abs",
+            "sin",
+            "heaviside",
+            "sign",
+            "reciprocal",
+            "hardtanh",
+        )
+    },
+    "identity": "b",
+    "zero": "0",
+}
+_registry: dict[str, str] = dict(_SHIPPED)
+_SWITCHING = (sp.Max, sp.Min, sp.Abs, sp.sign, sp.Heaviside, sp.Piecewise)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """psi on one open interval between neighbouring cuts: a smooth expression in b."""
+
+    low: sp.Expr
+    high: sp.Expr
+    expression: sp.Expr
+
+
+@dataclass(frozen=True)
+class Psi:
+    """A nonlinearity with what was found about it.
+
+    text        the name or the expression it came from
+    expression  sympy, in the real symbol b
+    branches    its smooth pieces, from left to right, on the part of the line where it is real
+    kinks       where psi is continuous and some derivative of it jumps, or a removable gap of the expression
+    jumps       where psi itself jumps
+    poles       where psi is not finite
+    domain      the open interval on which it is real
+    """
+
+    text: str
+    expression: sp.Expr
+    branches: tuple[Branch, ...]
+    kinks: tuple[sp.Expr, ...]
+    jumps: tuple[sp.Expr, ...]
+    poles: tuple[sp.Expr, ...]
+    domain: tuple[sp.Expr, sp.Expr]
+
+    @property
+    def breaks(self) -> tuple[sp.Expr, ...]:
+        """Kinks, jumps and poles, ascending: quadrature splits there."""
+        return tuple(sorted({*self.kinks, *self.jumps, *self.poles}, key=float))
+
+    @cached_property
+    def derivative(self) -> sp.Expr:
+        """psi'(b) away from the breaks (the point masses that jumps would contribute are left out)."""
+        plain = sp.diff(self.expression, B)
+        return plain.replace(sp.DiracDelta, lambda *_: sp.Integer(0)).doit()
+
+    @property
+    def affine(self) -> tuple[sp.Expr, sp.Expr] | None:
+        """(slope, intercept) when psi(b) = slope b + intercept on the whole line, otherwise None."""
+        if self.breaks or self.domain != (-sp.oo, sp.oo) or len(self.branches) != 1:
+            return None
+        expression = sp.expand(self.branches[0].expression)
+        if not expression.is_polynomial(B) or sp.degree(expression, B) > 1:
+            return None
+        return expression.coeff(B, 1), expression.coeff(B, 0)
+
+    @cached_property
+    def growth(self) -> tuple[sp.Expr | None, sp.Expr | None]:
+        """The least k with psi = O(|b|^k) towards -inf and towards +inf; oo when no power bounds it (exp), None when
+        sympy cannot say."""
+        return _order(self.branches[0].expression, -1), _order(self.branches[-1].expression, +1)
+
+    @cached_property
+    def lipschitz(self) -> sp.Expr | None:
+        """sup |psi'| over the branches: oo across jumps, poles and unbounded slopes, None when sympy cannot say."""
+        if self.jumps or self.poles or self.domain != (-sp.oo, sp.oo):
+            return sp.oo
+        bounds = [_slope(branch) for branch in self.branches]
+        return None if any(bound is None for bound in bounds) else max(bounds, key=float)
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.expression}; kinks {list(self.kinks)}, jumps {list(self.jumps)}, poles {list(self.poles)}"
+
+
+def activation_names() -> tuple[str, ...]:
+    """The registered names, in the order of registration."""
+    return tuple(_registry)
+
+
+def register_psi(name: str, text: str) -> Psi:
+    """Give the expression `text` (in b, by the grammar of `parse_psi`) a name, and return what was found about it.
+
+    Raises InputError for a name that is not an identifier or already taken, and whatever `analyse` raises for the text.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z_0-9]{0,63}", name):
+        raise InputError(f"psi's name {name!r} is not an identifier of at most 64 letters, digits and underscores")
+    if (name in _registry and _registry[name] != text) or name in ("b", "e", "pi", "where"):
+        raise InputError(f"psi's name {name!r} is taken; choose another")
+    if name not in _registry and name in FUNCTIONS:
+        raise InputError(f"psi's name {name!r} is a function of the grammar; choose another")
+    psi = _analyse(text, text)
+    _registry[name] = text
+    return psi
+
+
+def psi_expression(text: str) -> sp.Expr:
+    """The expression that a registered name or a text of the grammar stands for."""
+    if isinstance(text, str) and text.strip() in _registry:
+        return parse_psi(_registry[text.strip()])
+    if isinstance(text, str) and re.fullmatch(r"\s*[A-Za-z_]\w*\s*", text) and text.strip() not in ("b", "e", "pi"):
+        hint = nearest(text.strip(), (*_registry, *WORDS))
+        raise InputError(
+            f"psi {text.strip()!r} is not a known name{hint}; known: {', '.join(_registry)}; or an expression in b"
+        )
+    return parse_psi(text)
+
+
+def analyse(text: str) -> Psi:
+    """Parse a name or an expression in b and find its branches, kinks, jumps, poles and domain.
+
+    Raises InputError for text outside the grammar and UnsupportedError where the breaks cannot be found (the message
+    names the equation that sympy could not solve, or that has infinitely many roots).
+    """
+    return _analyse(text, _registry.get(text.strip(), text) if isinstance(text, str) else text)
+
+
+def _analyse(name: str, text: str) -> Psi:
+    expression = psi_expression(text)
+    _check_constants(expression, name)
+    cuts = _cuts(expression, name)
+    branches = []
+    for low, high in _gaps(cuts):
+        branch = _branch(expression, _inside(low, high))
+        if _real_on(branch, low, high):
+            branches.append(Branch(low, high, branch))
+    if not branches:
+        raise InputError(f"psi {name!r} is real nowhere; mend the expression")
+    _check_contiguous(branches, name)
+    return _classify(name, expression, _merge(branches))
+
+
+def _classify(name: str, expression: sp.Expr, pieces: tuple[list[Branch], list[sp.Expr]]) -> Psi:
+    """Sort the cuts that separate different branches into kinks, jumps and poles."""
+    branches, gaps = pieces
+    kinks, jumps, poles = list(gaps), [], []
+    domain = (branches[0].low, branches[-1].high)
+    for left, right in zip(branches, branches[1:], strict=False):
+        at = left.high
+        below, above = (_limit(left.expression, at, "-"), _limit(right.expression, at, "+"))
+        if not (below.is_finite and above.is_finite):
+            poles.append(at)
+        elif sp.simplify(below - above) == 0 or abs(sp.N(below - above)) < 1e-14:
+            kinks.append(at)
+        else:
+            jumps.append(at)
+    return Psi(
+        name, expression, tuple(branches), tuple(sorted(set(kinks), key=float)), tuple(jumps), tuple(poles), domain
+    )
+
+
+def _merge(branches: Sequence[Branch]) -> tuple[list[Branch], list[sp.Expr]]:
+    """Join neighbours that are the same smooth function across their cut; a cut where the expression itself has no value
+    (sin(b)/b at 0) stays as a gap, so that no quadrature node falls on it."""
+    merged, gaps = [branches[0]], []
+    for branch in branches[1:]:
+        last = merged[-1]
+        same = last.expression == branch.expression or sp.simplify(last.expression - branch.expression) == 0
+        value = branch.expression.subs(B, branch.low)
+        limit = value if value.is_finite else _limit(branch.expression, branch.low, "+")
+        smooth = limit.is_finite and not _fractional(branch.expression, branch.low)
+        if same and smooth:
+            merged[-1] = Branch(last.low, branch.high, last.expression)
+            if not value.is_finite:
+                gaps.append(branch.low)
+        else:
+            merged.append(branch)
+    return merged, gaps
+
+
+def _fractional(expression: sp.Expr, at: sp.Expr) -> bool:
+    """Whether a root or logarithm of zero stands in the expression at this point, so that it is not smooth there."""
+    powers = [p for p in expression.atoms(sp.Pow) if not p.exp.is_integer and p.base.has(B)]
+    return any(_vanishes(p.base, at) for p in powers) or any(_vanishes(g.args[0], at) for g in expression.atoms(sp.log))
+
+
+def _vanishes(expression: sp.Expr, at: sp.Expr) -> bool:
+    value = expression.subs(B, at)
+    return bool(value.is_zero) or (value.is_number and abs(sp.N(value)) < 1e-14)
+
+
+def _check_constants(expression: sp.Expr, name: str) -> None:
+    """Refuse constants that overflow double precision, before they become inf in a kernel."""
+    for node in sp.preorder_traversal(expression):
+        if node.is_number and node.is_Number is False or node.is_Rational:
+            size = sp.log(abs(node), 10).evalf(8) if node.is_Rational and node != 0 else abs(node).evalf(8)
+            limit = 300 if node.is_Rational else sp.Float("1e300")
+            if node != 0 and (not size.is_comparable or size > limit):
+                raise InputError(f"psi {name!r} holds a constant beyond 1e300; rescale the expression")
+
+
+def _cuts(expression: sp.Expr, name: str) -> list[sp.Expr]:
+    """All candidates: the roots of what decides a switch, of denominators, and of arguments of roots and logarithms."""
+    deciders = []
+    for node in sp.postorder_traversal(expression):
+        deciders += _deciders(node)
+    cuts: list[sp.Expr] = []
+    for decider in dict.fromkeys(deciders):  # innermost first: a decider is smooth between the cuts found before it
+        roots = {
+            root
+            for low, high in _gaps(cuts)
+            for root in _roots(_branch(decider, _inside(low, high)), name)
+            if low <= root <= high
+        }
+        cuts = sorted({*cuts, *roots}, key=float)
+    return cuts
+
+
+def _deciders(node: sp.Basic) -> list[sp.Expr]:
+    """Expressions whose zeros are where this node may switch, blow up or stop being real."""
+    if isinstance(node, sp.Max | sp.Min):
+        pairs = [(x, y) for i, x in enumerate(node.args) for y in node.args[:i]]
+        return [x - y for x, y in pairs if (x - y).has(B)]
+    if isinstance(node, sp.Abs | sp.sign | sp.Heaviside):
+        return [node.args[0]] if node.args[0].has(B) else []
+    if isinstance(node, sp.Piecewise):
+        conditions = [c for _, condition in node.args for c in condition.atoms(Relational)]
+        return sorted((c.lhs - c.rhs for c in conditions if c.has(B)), key=sp.default_sort_key)
+    if isinstance(node, sp.Pow) and node.base.has(B) and (node.exp.is_negative or not node.exp.is_integer):
+        return [node.base]
+    if isinstance(node, sp.log) and node.args[0].has(B):
+        return [node.args[0]]
+    return []
+
+
+def _roots(expression: sp.Expr, name: str) -> set[sp.Expr]:
+    """The real roots of a smooth expression; none for one that is identically zero."""
+    expression = sp.expand(elementary(expression))
+    if expression == 0 or not expression.has(B):
+        return set()
+    if expression.is_polynomial(B):
+        polynomial = sp.Poly(expression, B)
+        if polynomial.degree() <= 2:
+            return {root for root in sp.roots(polynomial) if root.is_real}
+        return {
+            root if isinstance(root, sp.Rational) else sp.Float(root.evalf(20), 20)
+            for root in sp.real_roots(polynomial)
+        }
+    found = sp.solveset(expression, B, sp.S.Reals)
+    if found is sp.S.EmptySet:
+        return set()
+    if isinstance(found, sp.FiniteSet):
+        return {root for root in found if root.is_real or root.is_comparable}
+    raise UnsupportedError(
+        f"psi {name!r}: the points where {expression} = 0 could not be listed (infinitely many, or no closed form), so its "
+        "breaks are unknown; write it with where(), max, min or abs of simpler arguments"
+    )
+
+
+def _gaps(cuts: Sequence[sp.Expr]) -> list[tuple[sp.Expr, sp.Expr]]:
+    edges = [-sp.oo, *cuts, sp.oo]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def _inside(low: sp.Expr, high: sp.Expr) -> sp.Rational:
+    """A point well inside an interval, as an exact rational without special meaning."""
+    if low == -sp.oo and high == sp.oo:
+        return sp.Rational(37, 64)
+    if low == -sp.oo:
+        return sp.Rational(float(high)) - sp.Rational(37, 64) * (1 + abs(sp.Rational(float(high))))
+    if high == sp.oo:
+        return sp.Rational(float(low)) + sp.Rational(37, 64) * (1 + abs(sp.Rational(float(low))))
+    a, z = sp.Rational(float(low)), sp.Rational(float(high))
+    return a + (z - a) * sp.Rational(37, 64)
+
+
+def _branch(expression: sp.Expr, at: sp.Expr) -> sp.Expr:
+    """The smooth expression that a switching one equals around the point `at`: each switch is set as it stands there."""
+    if not expression.has(*_SWITCHING):
+        return expression
+    if isinstance(expression, sp.Piecewise):
+        for value, condition in expression.args:
+            if _holds(condition, at):
+                return _branch(value, at)
+        raise UnsupportedError(f"no case of {expression} holds at b = {at}; give where() cases that cover the line")
+    arguments = [_branch(argument, at) for argument in expression.args]
+    if isinstance(expression, sp.Max | sp.Min):
+        choose = max if isinstance(expression, sp.Max) else min
+        return choose(arguments, key=lambda argument: _number(argument, at))
+    if isinstance(expression, sp.Abs | sp.sign | sp.Heaviside):
+        positive = _number(arguments[0], at) > 0
+        if isinstance(expression, sp.Abs):
+            return arguments[0] if positive else -arguments[0]
+        if isinstance(expression, sp.sign):
+            return sp.Integer(1 if positive else -1)
+        return sp.Integer(1 if positive else 0)
+    return expression.func(*arguments)
+
+
+def _holds(condition: sp.Basic, at: sp.Expr) -> bool:
+    if isinstance(condition, Relational):
+        difference = _number(_branch(condition.lhs, at), at) - _number(_branch(condition.rhs, at), at)
+        return bool(condition.func(sp.Float(difference), 0))
+    if isinstance(condition, sp.And | sp.Or):
+        return (all if isinstance(condition, sp.And) else any)(_holds(part, at) for part in condition.args)
+    if isinstance(condition, sp.Not):
+        return not _holds(condition.args[0], at)
+    return condition == sp.true
+
+
+def _number(expression: sp.Expr, at: sp.Expr) -> float:
+    """The value at a point, for comparing; nan where it is not real."""
+    value = elementary(expression).subs(B, at).evalf(30)
+    return float(value) if value.is_comparable else math.nan
+
+
+def _real_on(branch: sp.Expr, low: sp.Expr, high: sp.Expr) -> bool:
+    """Whether a smooth branch is real on an interval between cuts (roots and logarithms change sign at cuts only)."""
+    return not math.isnan(_number(branch, _inside(low, high)))
+
+
+def _check_contiguous(branches: Sequence[Branch], name: str) -> None:
+    for left, right in zip(branches, branches[1:], strict=False):
+        if left.high != right.low:
+            raise UnsupportedError(
+                f"psi {name!r} is not real between b = {left.high} and b = {right.low}; use where() there"
+            )
+
+
+def _limit(expression: sp.Expr, at: sp.Expr, side: str = "+") -> sp.Expr:
+    value = expression.subs(B, at)
+    if value.is_finite and not _fractional(expression, at):
+        return value
+    return sp.limit(elementary(expression), B, at, side)
+
+
+def _order(expression: sp.Expr, direction: int) -> sp.Expr | None:
+    """The least power that bounds a smooth expression towards direction * oo, by the limit of b psi' / psi."""
+    plain = elementary(expression)
+    if plain.is_polynomial(B):
+        return sp.Integer(max(sp.degree(plain, B), 0)) if plain != 0 else sp.Integer(0)
+    if plain.has(sp.sin, sp.cos):
+        outer = sp.diff(plain, B, 2)
+        return sp.Integer(0) if isinstance(plain, sp.sin | sp.cos) and outer is not None else None
+    try:
+        end = sp.limit(plain, B, direction * sp.oo)
+        if end.is_finite:
+            return sp.Integer(0)
+        order = sp.limit(B * sp.diff(plain, B) / plain, B, direction * sp.oo)
+    except (NotImplementedError, ValueError, RecursionError):  # sympy's ways of saying that it does not know
+        return None
+    return order if order.is_comparable or order == sp.oo else None
+
+
+def _slope(branch: Branch) -> sp.Expr | None:
+    """sup |psi'| on one branch where its slope is monotone or its extremes can be listed."""
+    slope = elementary(sp.diff(branch.expression, B))
+    try:
+        ends = [abs(sp.limit(slope, B, end, side)) for end, side in ((branch.low, "+"), (branch.high, "-"))]
+        inner = _roots(sp.together(sp.diff(slope, B)), "slope")
+    except (NotImplementedError, ValueError, RecursionError, UnsupportedError):
+        return sp.Integer(1) if slope == sp.cos(B) else None
+    extremes = [abs(slope.subs(B, x)) for x in inner if branch.low < x < branch.high]
+    return max([*ends, *extremes], key=float) if all(x.is_comparable or x == sp.oo for x in ends) else None

@@ -1,0 +1,118 @@
+"""Functions that sympy has no stable name for: softplus, the logistic function, the normal distribution function, and
+the log partition function of a tilted law. Each knows its derivative, and how to be rewritten in elementary functions;
+how it is printed as numpy is `elbotree.codegen`'s work."""
+
+from __future__ import annotations
+
+import sympy as sp
+
+
+class Sigmoid(sp.Function):
+    """sigmoid(x) = 1 / (1 + e^-x); its derivative is kept as sigmoid(x) sigmoid(-x), which loses no digits."""
+
+    nargs = 1
+    is_real = True
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        (x,) = self.args
+        return Sigmoid(x) * Sigmoid(-x)
+
+    def elementary(self) -> sp.Expr:
+        return 1 / (1 + sp.exp(-self.args[0]))
+
+
+class Softplus(sp.Function):
+    """softplus(x) = log(1 + e^x), with derivative sigmoid(x)."""
+
+    nargs = 1
+    is_real = True
+    is_positive = True
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return Sigmoid(self.args[0])
+
+    def elementary(self) -> sp.Expr:
+        return sp.log(1 + sp.exp(self.args[0]))
+
+
+class LogSoftplus(sp.Function):
+    """log softplus(x), which tends to x (not to log 0) as x -> -inf."""
+
+    nargs = 1
+    is_real = True
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return SoftplusLogSlope(self.args[0])
+
+    def elementary(self) -> sp.Expr:
+        return sp.log(Softplus(self.args[0]).elementary())
+
+
+class SoftplusLogSlope(sp.Function):
+    """sigmoid(x) / softplus(x), the slope of log softplus; tends to 1 as x -> -inf where both factors vanish."""
+
+    nargs = 1
+    is_real = True
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        (x,) = self.args
+        return SoftplusLogSlope(x) * (Sigmoid(-x) - SoftplusLogSlope(x))
+
+    def elementary(self) -> sp.Expr:
+        x = self.args[0]
+        return Sigmoid(x).elementary() / Softplus(x).elementary()
+
+
+class NormalCdf(sp.Function):
+    """Phi(x), the standard normal distribution function, to relative accuracy in the lower tail too."""
+
+    nargs = 1
+    is_real = True
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return sp.exp(-(self.args[0] ** 2) / 2) / sp.sqrt(2 * sp.pi)
+
+    def elementary(self) -> sp.Expr:
+        return (1 + sp.erf(self.args[0] / sp.sqrt(2))) / 2
+
+
+class Expm1(sp.Function):
+    """e^x - 1 without cancellation near x = 0."""
+
+    nargs = 1
+    is_real = True
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return sp.exp(self.args[0])
+
+    def elementary(self) -> sp.Expr:
+        return sp.exp(self.args[0]) - 1
+
+
+class LogPartition(sp.Function):
+    """Lambda(c, r) = log int e^{c beta - r beta^2 / 2} dP(beta) of the base P, differentiated `order` times in c.
+
+    LogPartition(c, r, order). Differentiating under the integral sign gives the heat-type equation
+    d Lambda / d r = -(Lambda'' + Lambda'^2) / 2 (primes are d/dc), which `fdiff` carries to every order.
+    """
+
+    nargs = 3
+    is_real = True
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        c, r, order = self.args
+        if argindex == 1:
+            return LogPartition(c, r, order + 1)
+        if argindex == 2:
+            x = sp.Dummy("c", real=True)
+            heat = -(LogPartition(x, r, 2) + LogPartition(x, r, 1) ** 2) / 2
+            return sp.expand(sp.diff(heat, x, int(order)) if order else heat).subs(x, c)
+        raise sp.ArgumentIndexError(self, argindex)
+
+
+ELEMENTARY = (Sigmoid, Softplus, LogSoftplus, SoftplusLogSlope, NormalCdf, Expm1)
+
+
+def elementary(expression: sp.Expr) -> sp.Expr:
+    """The expression with the functions of this module written through exp, log and erf (for limits and solving)."""
+    return expression.replace(lambda node: isinstance(node, ELEMENTARY), lambda node: node.elementary())
