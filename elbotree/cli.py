@@ -1,0 +1,308 @@
+"""The command line: parse, call, print. Each verb is one function; what it does lives elsewhere and is imported only when
+the verb runs, so that `elbotree --help` stays quick.
+
+Exit status: 0 done, 1 a user's mistake (one line on standard error), 2 wrong usage, 3 a tolerance was not met. With
+`--format json` standard output carries JSON alone; progress goes to standard error, and only on a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from elbotree.runtime.values import Values
+
+
+class _Mistake(click.ClickException):
+    """An error of the user's, shown as one line."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = status
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"error: {self.message}", file=file, err=file is None)
+
+
+class _Verbs(click.Group):
+    """A group that lists its verbs in the order of use and turns elbotree's exceptions into exit statuses."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            raise _Mistake(f"{place}{error.strerror or error}", 1) from error
+        except Exception as error:
+            from elbotree.runtime.errors import ElbotreeError, ToleranceError
+
+            if not isinstance(error, ElbotreeError):
+                raise
+            raise _Mistake(str(error), 3 if isinstance(error, ToleranceError) else 1) from error
+
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_FORMAT = click.option(
+    "--format", "style", type=click.Choice(["rich", "plain", "json"]), default="rich", show_default=True, help="How to print."
+)
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(cls=_Verbs, context_settings=_CONTEXT)
+@click.version_option(package_name="elbotree", message="%(prog)s %(version)s")
+def main() -> None:
+    """Learn variational auto-encoders for a network's activations, without sampling.
+
+    \b
+    elbotree derive                                    print the derived loss as a tree
+    elbotree kernels --psi relu --family bernoulli     print numpy kernels made from it
+    elbotree evaluate problem.json --tol 1e-8          its twelve terms, each with an error
+    """
+
+
+@main.command()
+@click.option("--node", metavar="NAME", help="One node alone (L, R1, ..., U3): formula, rule, place in the paper, joint law.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["rich", "plain", "json", "latex", "mermaid", "dot"]),
+    default="rich",
+    show_default=True,
+    help="How to print.",
+)
+def derive(node: str | None, style: str) -> None:
+    """Print the loss, derived from the ELBO by named rules, as a tree with formulae.
+
+    \b
+    elbotree derive
+    elbotree derive --node T2
+    elbotree derive --format mermaid > tree.mmd
+    """
+    from elbotree.derivation import derive as derive_tree
+    from elbotree.display import tree_text
+
+    with _progress("deriving the loss"):
+        tree = derive_tree()
+    _print(tree_text(tree, node, style))
+
+
+@main.command()
+@click.option("--psi", default="relu", show_default=True, help="A nonlinearity by name, or an expression in b.")
+@click.option(
+    "--family",
+    "families",
+    multiple=True,
+    default=("tilted",),
+    show_default=True,
+    help="Posterior family; repeat it or separate several by commas.",
+)
+@click.option("--out", type=_PATH, help="Write the module there instead of to standard output.")
+def kernels(psi: str, families: tuple[str, ...], out: Path | None) -> None:
+    """Print the numpy kernels for a nonlinearity and posterior families: a readable Python module without sympy.
+
+    \b
+    elbotree kernels --psi relu --family bernoulli --out relu_kernels.py
+    elbotree kernels --psi "max(b, 0) - 0.1*max(b - 1, 0)" --family tilted,normal
+    """
+    from elbotree.codegen import generate
+
+    names = [name.strip() for group in families for name in group.split(",") if name.strip()]
+    with _progress("generating kernels"):
+        module = generate(psi=psi, family=names)
+    if out is None:
+        _print(module.source.rstrip("\n"))
+    else:
+        module.write(out)
+        _note(f"wrote {out}")
+
+
+@main.command()
+@click.argument("problem", type=_PATH)
+@click.option("--tol", type=float, help="Error allowed at each term, relative to max(1, |value|).  [default: 1e-6]")
+@click.option("--method", type=click.Choice(["spectral", "grid"]), default="spectral", show_default=True)
+@click.option("--eps", type=float, help="Width of the grid's bins (with --method grid).")
+@click.option("--check-samples", type=int, metavar="N", help="Set a check by N samples beside the values.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the check's samples.")
+@_FORMAT
+def evaluate(
+    problem: Path, tol: float | None, method: str, eps: float | None, check_samples: int | None, seed: int, style: str
+) -> None:
+    """Evaluate all twelve terms of the loss of PROBLEM, a JSON file, each with an estimate of its error.
+
+    \b
+    elbotree evaluate problem.json --tol 1e-8 --format json
+    elbotree evaluate problem.json --check-samples 200000
+    """
+    import elbotree
+
+    loaded = elbotree.Problem.load(problem)
+    with _progress("evaluating the loss tree"):
+        values = elbotree.evaluate(loaded, tol, method, check_samples, eps, seed)
+    _print_values(values, style)
+
+
+@main.command()
+@click.argument("problem", type=_PATH)
+@click.option("--features", type=int, help="Features of the model.  [default: those of the input, and one along w]")
+@click.option("--family", default="tilted", show_default=True, help="Posterior family of all features.")
+@click.option("--tol", type=float, default=1e-4, show_default=True, help="Tolerance of each term during the fit.")
+@click.option("--out", type=_PATH, help="Folder to save the fit in (cfg.json, model.safetensors).")
+@_FORMAT
+def fit(problem: Path, features: int | None, family: str, tol: float, out: Path | None, style: str) -> None:
+    """Fit a feature model and its encoder to the output of the layer in PROBLEM.
+
+    PROBLEM is a JSON file with `layer` and `input`; a `model` and an `encoder` in it are left alone.
+
+    \b
+    elbotree fit problem.json --features 8 --family tilted --out fitted
+    """
+    import elbotree
+    from elbotree.fitting import read_layer_and_input
+
+    layer, p1 = read_layer_and_input(problem)
+    with _progress("fitting") as tell:
+        fitted = elbotree.fit(layer, p1, features=features, family=family, tol=tol, progress=tell)
+    if out is not None:
+        fitted.save(out)
+        _note(f"saved the fit in {out}")
+    _print_values(fitted.values, style)
+
+
+@main.command()
+@click.argument("source", type=_PATH)
+@click.option("-n", "--rows", "count", type=click.IntRange(min=1), default=10, show_default=True, help="How many rows.")
+@click.option(
+    "--of",
+    "which",
+    type=click.Choice(["input", "output", "model"]),
+    help="The input model, the layer's output, or the model of it.  [default: model for a folder, input for a problem]",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+def sample(source: Path, count: int, which: str | None, seed: int) -> None:
+    """Draw rows from a feature model, as CSV without a header, from SOURCE: a fit's folder or a problem's JSON file.
+
+    \b
+    elbotree sample fitted -n 1000 > rows.csv
+    elbotree sample problem.json -n 5 --of output
+    """
+    import numpy as np
+
+    from elbotree.fitting import load_problem
+
+    problem = load_problem(source)
+    rng = np.random.default_rng(seed)
+    which = which or ("model" if source.is_dir() else "input")
+    rows = (problem.model if which == "model" else problem.input).sample(count, rng)
+    if which == "output":
+        rows = problem.layer(rows)
+    np.savetxt(sys.stdout, rows, delimiter=",", fmt="%.17g")
+
+
+@main.command()
+@click.argument("source", type=_PATH)
+@click.option("--out", type=_PATH, help="The page to write.  [default: report.html in the folder, or beside the file]")
+@click.option("--tol", type=float, help="Tolerance of the evaluation.  [default: 1e-6]")
+@click.option("--check-samples", type=int, metavar="N", help="Set a check by N samples beside the values.")
+def report(source: Path, out: Path | None, tol: float | None, check_samples: int | None) -> None:
+    """Write one self-contained HTML page about SOURCE: a fit's folder or a problem's JSON file.
+
+    \b
+    elbotree report fitted --check-samples 200000
+    """
+    from elbotree.report import report_on
+
+    with _progress("evaluating and writing"):
+        written = report_on(source, out, tol=tol, check_samples=check_samples)
+    _note(f"wrote {written}")
+
+
+@main.command()
+@_FORMAT
+def doctor(style: str) -> None:
+    """Tell versions, threads and extras, and evaluate a small problem whose twelve numbers are known.
+
+    \b
+    elbotree doctor --format json
+    """
+    from elbotree.diagnosis import diagnose
+
+    with _progress("checking"):
+        findings = diagnose()
+    if style == "json":
+        _print(json.dumps(findings, indent=2))
+    else:
+        for key, value in findings.items():
+            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+            _print(f"{key:<12} {shown}")
+    if not findings["self-check"]["passed"]:
+        raise _Mistake("the self-check's numbers are wrong here: this installation is not to be trusted", 1)
+
+
+def _print(text: str) -> None:
+    click.echo(text)
+
+
+def _note(text: str) -> None:
+    """Say something about the work itself, away from the results."""
+    click.echo(text, err=True)
+
+
+def _print_values(values: Values, style: str) -> None:
+    if style == "json":
+        _print(json.dumps(values.to_dict(), indent=2, allow_nan=False))
+    elif style == "plain" or not sys.stdout.isatty():
+        _print(str(values))
+    else:
+        _console().print(_rich_table(values))
+
+
+def _rich_table(values: Values) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    head, *rows = values.cells()
+    drawn = Table(box=box.SIMPLE_HEAD, caption=values.caption(), caption_justify="left")
+    for position, cell in enumerate(head):
+        drawn.add_column(cell, justify="left" if position == 0 else "right", no_wrap=True)
+    for row in rows:
+        term, number, error, *check = row
+        name = Text(term)
+        name.stylize("bold cyan", len(term) - 2)
+        drawn.add_row(name, Text(number, "bold"), Text(error, "dim"), *check)
+    return drawn
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Any]:
+    """A spinner on standard error when that is a terminal, else nothing. Yields a function that shows a line of news."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    with _console(stderr=True).status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")
+
+
+if __name__ == "__main__":
+    main()
