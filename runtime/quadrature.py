@@ -1,0 +1,87 @@
+"""Gauss-Legendre panels in b = <y, u> + theta, split at psi's breaks: the one place where psi is sampled.
+
+An integrand here is exp(i nu(b)) times a smooth factor, where the phase nu turns by at most `frequency` per unit of b
+besides what psi adds. A rule of N nodes on a panel of length l integrates e^{i nu b} to rounding error as soon as 2 N
+passes nu l / 2 by a few: N = nu l / 4 + 14 + 3 (nu l / 2)^(1/3). Panels on which psi is not yet resolved are halved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elbotree.runtime.errors import UnsupportedError
+
+Array = NDArray[np.float64]
+
+_MAX_PANELS = 400
+
+
+@lru_cache(maxsize=256)
+def gauss_legendre(nodes: int) -> tuple[Array, Array]:
+    """Nodes and weights of the N-point rule on [-1, 1]."""
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    return x, w
+
+
+@lru_cache(maxsize=64)
+def _legendre_tail(nodes: int) -> Array:
+    """The functionals (2, N) that give the last two Legendre coefficients of a function from its node values."""
+    x, w = gauss_legendre(nodes)
+    degrees = np.arange(nodes - 2, nodes)
+    return np.asarray((np.polynomial.legendre.legvander(x, nodes - 1)[:, -2:].T * w) * (degrees + 0.5)[:, None])
+
+
+def _resolved(values: Array | NDArray[np.complex128], nodes: int, tol: float) -> bool:
+    """Whether a function with these node values has a Legendre series that has died out."""
+    scale = max(1.0, float(np.abs(values).max()))
+    return bool(np.abs(_legendre_tail(nodes) @ values).max() <= tol * scale)
+
+
+def panels(
+    lo: float,
+    hi: float,
+    breaks: Sequence[float],
+    frequency: float,
+    resolve: Sequence[Callable[[Array], Array | NDArray[np.complex128]]],
+    tol: float,
+) -> tuple[Array, Array]:
+    """Nodes and weights on [lo, hi] that integrate every function of `resolve` times e^{i frequency b} to about tol.
+
+    breaks: points at which a panel ends. resolve: functions (of node arrays) whose Legendre series must have died
+    out on each panel; a panel where one has not is halved, at most 400 panels in all.
+    Raises UnsupportedError when that is not enough (the function is not piecewise smooth at any resolution tried).
+    """
+    ends = [lo, *sorted({b for b in breaks if lo < b < hi}), hi]
+    todo = list(reversed(list(zip(ends[:-1], ends[1:], strict=True))))
+    nodes: list[Array] = []
+    weights: list[Array] = []
+    count = 0
+    while todo:
+        a, b = todo.pop()
+        half = 0.5 * (b - a)
+        z = frequency * half
+        n = int(np.ceil(0.5 * z + 14 + 3 * z ** (1 / 3)))
+        if n > 400:
+            middle = 0.5 * (a + b)
+            todo += [(middle, b), (a, middle)]
+            continue
+        x, w = gauss_legendre(n)
+        points = 0.5 * (a + b) + half * x
+        if half > 1e-12 * (abs(a) + abs(b)) and not all(_resolved(f(points), n, tol) for f in resolve):
+            count += 1
+            if count > _MAX_PANELS:
+                raise UnsupportedError(
+                    f"psi is not smooth enough near b = {0.5 * (a + b):.6g}: {_MAX_PANELS} halvings of the quadrature panels "
+                    "did not resolve it; give its kinks and jumps as Piecewise, Max, Min, Abs, sign or Heaviside so "
+                    "that panels can be split there"
+                )
+            middle = 0.5 * (a + b)
+            todo += [(middle, b), (a, middle)]
+            continue
+        nodes.append(points)
+        weights.append(half * w)
+    return np.concatenate(nodes), np.concatenate(weights)
