@@ -166,7 +166,9 @@ def inner(left: Expr, right: Expr) -> Expr:
     """<c v, d x> = c d <v, x>, with <0, x> = 0."""
     if left == 0 or right == 0:
         return sympy.Integer(0)
-    (c, v), (d, x) = (rules.split_scalar(side) if not isinstance(side, sympy.Add) else (1, side) for side in (left, right))
+    (c, v), (d, x) = (
+        rules.split_scalar(side) if not isinstance(side, sympy.Add) else (1, side) for side in (left, right)
+    )
     return c * d * nt.Inner(v, x)
 
 
@@ -216,7 +218,9 @@ def _by_value(tree: LossTree) -> Expr:
     """L with S1 and S2 kept as values: neither contains sigma2, which only R2 and R3's factor know."""
     for child in tree["R3"].children:
         if nt.sigma2 in loss_from(tree, child, ("T1",)).free_symbols:
-            raise rules.RuleError(f"{child} contains sigma2; it cannot be kept as a value while differentiating by sigma2")
+            raise rules.RuleError(
+                f"{child} contains sigma2; it cannot be kept as a value while differentiating by sigma2"
+            )
     values = sympy.Add(*(nt.NodeValue(child) for child in tree["R3"].children))
     return tree["R2"].expression + tree["R3"].factor * values
 

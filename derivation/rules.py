@@ -41,7 +41,14 @@ Rule = Callable[[Expr], Expr]
 
 
 class RuleError(RuntimeError):
-    """A rule was asked to rewrite something that its preconditions exclude. It stops the derivation."""
+    """A rule was asked to rewrite something that its preconditions exclude. It stops the derivation.
+
+    The message is put together only when it is read: `everywhere` tries a rule on every subexpression, and printing
+    each refused one would take most of the derivation's time.
+    """
+
+    def __str__(self) -> str:
+        return "".join(str(part) for part in self.args)
 
 
 def arrow(rule: Rule) -> str:
@@ -80,7 +87,7 @@ def wherever(rule: Rule, expr: Expr) -> Expr:
 
 
 def _refuse(rule: Rule, expr: Expr, expected: str) -> RuleError:
-    return RuleError(f"rule {rule.__name__} expects {expected}; it got {expr}")
+    return RuleError(f"rule {rule.__name__} expects {expected}; it got ", expr)
 
 
 def split_scalar(term: Expr) -> tuple[Expr, Expr]:
@@ -97,7 +104,9 @@ def kl_of_products(expr: Expr) -> Expr:
     Precondition: both laws are products over the same index (assumptions 1 and 2).
     """
     if not (
-        isinstance(expr, nt.KL) and all(isinstance(a, nt.ProductLaw) for a in expr.args) and len({a.args[1] for a in expr.args}) == 1
+        isinstance(expr, nt.KL)
+        and all(isinstance(a, nt.ProductLaw) for a in expr.args)
+        and len({a.args[1] for a in expr.args}) == 1
     ):
         raise _refuse(kl_of_products, expr, "KL of two product laws over one index")
     (q, index), (p, _) = expr.args[0].args, expr.args[1].args

@@ -151,7 +151,10 @@ PLACES: dict[str, tuple[str, str]] = {
     "T3": ("(8), third term", "The joint law is of C_j f and C_k f, where the paper has C_j f twice (errata 10)."),
     "U1": ("(9), first term", "y = A x1 + d, and y - mu2 for y."),
     "U2": ("(9), second term", "<y - mu2, w> psi(b), b = <y, u> + theta: the paper exchanges u and w (errata 1)."),
-    "U3": ("(9), third term", "|w|^2 psi(b)^2: the paper exchanges u and w (errata 1), and calls it the second term (errata 11)."),
+    "U3": (
+        "(9), third term",
+        "|w|^2 psi(b)^2: the paper exchanges u and w (errata 1), and calls it the second term (errata 11).",
+    ),
 }
 
 
@@ -216,7 +219,9 @@ def _integrand_law(integrand: Expr) -> JointLaw:
     indices = sorted({index for part in features for index in part.free_symbols}, key=str)
     uses_b = nt.contains(integrand, nt.Psi)
     # A linear factor alone is a moment: it costs a dimension only beside something that is not polynomial.
-    linear = tuple(part for part in nt.subexpressions(integrand) if isinstance(part, nt.Inner) and nt.is_random(part, nt.X1))
+    linear = tuple(
+        part for part in nt.subexpressions(integrand) if isinstance(part, nt.Inner) and nt.is_random(part, nt.X1)
+    )
     lattice = nt.t * len(indices) + (1 if indices or uses_b else 0)
     projections = (*(sympy.Symbol(f"c_{index}") for index in indices), *((nt.b,) if uses_b else ()))
     grid = lattice + len(set(linear)) if lattice != 0 else lattice
