@@ -23,6 +23,8 @@ class Activation:
     value       psi(b), elementwise on arrays
     derivative  psi'(b), elementwise, away from the breaks
     breaks      where psi or one of its derivatives jumps, ascending: integration panels split there
+    pieces      (slope, intercept) on each interval between the breaks (one more than there are breaks) when psi is
+                linear there, otherwise None: then integrals against it have a closed form
     affine      (slope, intercept) when psi(b) = slope b + intercept, otherwise None
     domain      the open interval on which psi is real and finite (reciprocal: see `poles`)
     poles       points where psi is not finite; an expectation over a density that is positive there diverges
@@ -35,6 +37,7 @@ class Activation:
     affine: tuple[float, float] | None = None
     domain: tuple[float, float] = (-float("inf"), float("inf"))
     poles: tuple[float, ...] = ()
+    pieces: tuple[tuple[float, float], ...] | None = None
 
     def __call__(self, b: Array) -> Array:
         return self.value(b)

@@ -177,8 +177,9 @@ class Lattice:
             X[:, rows] = np.einsum("qnk,nk->qn", base[:, rows], phi)
         return X
 
-    def moments(self, base: ComplexArray) -> tuple[ComplexArray, ComplexArray]:
-        """X as in `values`, and Y[q, n] = sum_k base[q, n, k] E[(y - mean) exp(i <omega[n, k], y - mean>)], (q, N, n2).
+    def moments(self, base: ComplexArray, vectors: int) -> tuple[ComplexArray, ComplexArray]:
+        """X as in `values`, and Y[q, n] = sum_k base[q, n, k] E[(y - mean) exp(i <omega[n, k], y - mean>)] for the first
+        `vectors` of the q, (vectors, N, n2).
 
         E[(y - mean) e^{..}] = sum_i r_i (-i phi_i') prod_{l != i} phi_l + i Sigma omega phi. The products that leave one
         factor out are made from prefixes and suffixes: dividing by phi_i would lose all digits near its zeros.
@@ -186,7 +187,7 @@ class Lattice:
         law = self.law
         q, m = len(base), len(law.priors)
         X = np.empty(base.shape[:2], dtype=np.complex128)
-        Y = np.empty((*base.shape[:2], len(law.mean)), dtype=np.complex128)
+        Y = np.empty((vectors, base.shape[1], len(law.mean)), dtype=np.complex128)
         noise_steps, noise_b = self.steps @ law.noise, self.b_step @ law.noise
         k = np.arange(-self.b_modes, self.b_modes + 1)
         for rows in self.blocks():
@@ -204,7 +205,9 @@ class Lattice:
             for a in range(q):
                 terms = base[a, rows] * running
                 X[a, rows] = terms.sum(axis=1)
-                by_source = np.einsum("nk,mnk->nm", base[a, rows], left_out)
+                if a >= vectors:
+                    continue
+                by_source = np.matmul(left_out.transpose(1, 0, 2), base[a, rows, :, None])[..., 0]
                 omega = X[a, rows, None] * (self.modes[rows] @ noise_steps) + np.multiply.outer(terms @ k, noise_b)
                 Y[a, rows] = -1j * (by_source @ law.loadings.T) + 1j * omega
         return X, Y
@@ -238,7 +241,7 @@ class Lattice:
                 prefix_dot[i] = left_dot * suffix + left * suffix_dot
                 suffix, suffix_dot = suffix * phi[i], suffix_dot * phi[i] + suffix * (tau[i] * dphi[i])
             block = base[rows]
-            by_source = np.einsum("nk,mnk->nm", block, prefix_dot)
+            by_source = np.matmul(prefix_dot.transpose(1, 0, 2), block[..., None])[..., 0]
             terms_dot = block * running_dot
             omega = terms_dot.sum(axis=1)[:, None] * (self.modes[rows] @ noise_steps)
             omega += np.multiply.outer(terms_dot @ k, noise_b)

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 PADS = (0.0, 0.4, 0.8, 1.5)
-_MAX_SAMPLES = 1 << 16
+_MAX_SAMPLES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -63,37 +63,70 @@ def _samples(lo: float, hi: float, pad: float, count: int, tol: float) -> tuple[
     return x, np.asarray(0.5 * erfc(sharpness * (distance - half)))
 
 
-def series(g: Callable[[Array], Array], lo: float, hi: float, pad: float, sigma: float, tol: float) -> Series:
-    """The Fourier series of g on [lo, hi], cut where what is left out adds at most tol to any E g(c).
+def _spectrum(g: Callable[[Array], Array], lo: float, hi: float, pad: float, count: int, tol: float) -> tuple[
+    ComplexArray, Array, float, float
+]:
+    """ghat(p) by FFT order, p, Delta and max |g| of one period sampled at `count` points."""
+    x, window = _samples(lo, hi, pad, count, max(tol, 1e-16))
+    values = g(x)
+    delta = 2 * np.pi / ((1.0 + pad) * (hi - lo))
+    p = np.fft.fftfreq(count, 1.0 / count)
+    raw = np.fft.fft(values * window) / count * np.exp(-1j * p * delta * x[0])
+    return raw, p, delta, float(np.abs(values).max())
 
-    sigma: standard deviation of the Gaussian noise in c, so that |E e^{i p Delta c}| <= exp(-(p Delta sigma)^2 / 2) = G(p).
-    The samples are doubled until that cut lies in the lower half of the frequencies they resolve.
+
+def _tails(size: Array, p: Array) -> Array:
+    """tails[P] = the sum of size over |p| > P."""
+    by_order = np.bincount(np.abs(p).astype(np.intp), weights=size)
+    return np.append(np.cumsum(by_order[::-1])[::-1][1:], 0.0)
+
+
+def _resolution(g: Callable[[Array], Array], lo: float, hi: float, tol: float) -> tuple[int, float]:
+    """How many samples resolve g itself on [lo, hi], and what is left of its spectrum there.
+
+    Judged on a windowed copy: the plain one has a jump at the wrap, which no number of samples resolves and which does
+    no harm, since the law has no mass there.
     """
-    count = 256
+    count = 128
     while True:
-        x, window = _samples(lo, hi, pad, count, max(tol, 1e-16))
-        values = g(x)
-        delta = 2 * np.pi / ((1.0 + pad) * (hi - lo))
-        raw = np.fft.fft(values * window) / count
-        p = np.fft.fftfreq(count, 1.0 / count)
-        raw = raw * np.exp(-1j * p * delta * x[0])
-        size = np.abs(raw) * np.exp(-0.5 * (p * delta * sigma) ** 2)
-        # fold |p| and sum from the top: tails[P] = what is left out when modes up to P are kept
-        by_order = np.zeros(count // 2 + 1)
-        np.add.at(by_order, np.abs(p).astype(np.intp), size)
-        tails = np.append(np.cumsum(by_order[::-1])[::-1][1:], 0.0)
-        floor = 4e-17 * float(np.abs(values * window).max()) * count**0.5
-        P = int(np.argmax(tails <= max(tol, floor)))
-        if P <= count // 4 or count >= _MAX_SAMPLES:
-            P = min(P, count // 2 - 1)
-            index = np.arange(-P, P + 1) % count
-            return Series(delta, raw[index], float(tails[P]), float(np.abs(values).max()))
+        raw, p, _, largest = _spectrum(g, lo, hi, PADS[1], count, tol)
+        left = float(np.abs(raw[np.abs(p) >= count // 4]).max())
+        if left <= max(tol / count, 4e-17 * largest) or count >= _MAX_SAMPLES:
+            return count, left
         count *= 2
 
 
-def best_series(gs: Sequence[Callable[[Array], Array]], lo: float, hi: float, sigma: float, tol: float) -> list[Series]:
+def series(
+    g: Callable[[Array], Array], lo: float, hi: float, pad: float, sigma: float, tol: float, resolution: tuple[int, float]
+) -> Series:
+    """The Fourier series of g on [lo, hi], cut where what is left out adds at most tol to any E g(c).
+
+    sigma: standard deviation of the Gaussian noise in c, so that |E e^{i p Delta c}| <= exp(-(p Delta sigma)^2 / 2) = G(p).
+    resolution: samples that resolve g, and the size of its spectrum beyond them; samples are doubled from there until the
+    cut lies in the lower half of the frequencies they resolve.
+    """
+    count, beyond = resolution
+    while True:
+        raw, p, delta, largest = _spectrum(g, lo, hi, pad, count, tol)
+        gauss = np.exp(-0.5 * (p * delta * sigma) ** 2)
+        tails = _tails(np.abs(raw) * gauss, p)
+        P = int(np.argmax(tails <= max(tol, 4e-17 * largest * count**0.5)))
+        if count // 4 >= P or count >= _MAX_SAMPLES:
+            P = min(P, count // 2 - 1)
+            index = np.arange(-P, P + 1) % count
+            folded = beyond * float(gauss[np.abs(p) <= P].sum())
+            return Series(delta, raw[index], float(tails[P]) + folded, largest)
+        count *= 2
+
+
+def best_series(
+    gs: Sequence[Callable[[Array], Array]], lo: float, hi: float, sigma: float, tol: float
+) -> list[Series]:
     """Series of several functions on one common period: the padding with the fewest modes."""
-    found = [[series(g, lo, hi, pad, sigma, tol) for g in gs] for pad in PADS]
+    resolutions = [_resolution(g, lo, hi, tol) for g in gs]
+    found = [
+        [series(g, lo, hi, pad, sigma, tol, size) for g, size in zip(gs, resolutions, strict=True)] for pad in PADS
+    ]
     return min(found, key=lambda every: max(s.P for s in every))
 
 

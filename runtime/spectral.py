@@ -27,22 +27,13 @@ from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.fourier import Series, best_series, series_2d
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer
-from elbotree.runtime.quadrature import panels
+from elbotree.runtime.psi_transform import PsiTransform, finite_psi
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 _ROUNDOFF = 2.3e-16
 _MAX_POINTS = 3e8  # lattice points of one expectation; beyond it the engine says so instead of starting
-
-
-@dataclass(frozen=True)
-class BAxis:
-    """Quadrature in beta: psi at the nodes and the map F (K, nb) from lattice frequencies to weighted nodes."""
-
-    beta: Array
-    psi: Array
-    F: ComplexArray
 
 
 @dataclass(frozen=True)
@@ -54,10 +45,6 @@ class Coordinate:
     kappa: float
     center: float
     sigma: float  # standard deviation of the Gaussian noise in z
-
-    def shift(self, axis: BAxis) -> Array:
-        """m(beta) at the nodes."""
-        return self.center + self.theta * axis.beta + self.kappa * axis.psi
 
 
 class SpectralExpectations:
@@ -85,7 +72,6 @@ class SpectralExpectations:
         scale = float(self.u @ self.u) * float(np.trace(self.law.covariance()))
         self._b_constant = total <= 1e-28 * scale or total == 0.0
         self._b_noisy = self._var_b > 1e-24 * total and not self._b_constant
-        self._axes: dict[int, BAxis] = {}
         self._frames: dict[tuple[int, int, float], _Frame] = {}
         self._affine = self._affine_map()
         # f itself where f is affine in y, otherwise y: what the lattices of c_j run over
@@ -106,14 +92,7 @@ class SpectralExpectations:
         return None
 
     def _psi_at(self, b: Array) -> Array:
-        value = np.asarray(self._psi.value(b), dtype=np.float64)
-        if not np.all(np.isfinite(value)):
-            bad = float(np.asarray(b)[~np.isfinite(value)].flat[0])
-            raise UnsupportedError(
-                f"psi ({self._psi.text}) is not finite at b = {bad:.6g}, which the law of b reaches; restrict the input or "
-                "choose a psi that is finite there"
-            )
-        return np.broadcast_to(value, np.shape(b))
+        return finite_psi(self._psi, b)
 
     @cached_property
     def _b_range(self) -> tuple[float, float]:
@@ -125,8 +104,8 @@ class SpectralExpectations:
             for pole in self._psi.poles:
                 if self._bbar + lo <= pole <= self._bbar + hi:
                     raise UnsupportedError(
-                        f"psi ({self._psi.text}) has a pole at b = {pole:g} and b = <y, u> + theta has a positive density there, "
-                        "so that the expectations of psi diverge; move the threshold or the input away from it"
+                        f"psi ({self._psi.text}) has a pole at b = {pole:g}, and b = <y, u> + theta has a positive density "
+                        "there, so that the expectations of psi diverge; move the threshold or the input away from it"
                     )
             grid = self._bbar + np.linspace(lo, hi, 129)
             largest = max(1.0, float(np.max(self._psi_at(grid) ** 2)))
@@ -137,93 +116,44 @@ class SpectralExpectations:
         return lo, hi
 
     @cached_property
-    def _b_lattice(self) -> tuple[float, int]:
-        """Frequency step and number of modes a side in the frequency that belongs to b."""
+    def _transform(self) -> PsiTransform:
+        """psi against the frequencies of b; as many frequencies as the noise in b leaves."""
+        if not self._b_noisy:
+            raise UnsupportedError(
+                "b = <y, u> + theta carries no Gaussian noise (input.noise_std is 0, or A^T u = 0), so its law has no density "
+                f"that could be integrated against psi ({self._psi.text}); give the input a small noise_std"
+            )
         lo, hi = self._b_range
-        step = 2 * np.pi / (hi - lo)
-        reach = np.sqrt(2 * np.log(1e4 / self.tol)) / np.sqrt(self._var_b)
-        modes = int(np.ceil(reach / step))
+        std = float(np.sqrt(self._var_b))
+        modes = int(np.ceil(np.sqrt(2 * np.log(1e4 / self.tol)) / std * (hi - lo) / (2 * np.pi)))
         if modes > 20_000:
             raise UnsupportedError(
-                f"b = <y, u> + theta has Gaussian noise {np.sqrt(self._var_b):.3g} on a range of {hi - lo:.3g}: inverting its law would "
-                f"take {2 * modes + 1:,} frequencies; raise input.noise_std or loosen tol"
+                f"b = <y, u> + theta has Gaussian noise {std:.3g} on a range of {hi - lo:.3g}: inverting its law would take "
+                f"{2 * modes + 1:,} frequencies; raise input.noise_std or loosen tol"
             )
-        return step, modes
+        return PsiTransform(self._psi, self._bbar, lo, hi, modes, self.tol)
 
-    def _axis(self, turns: float) -> BAxis:
-        """The b quadrature for integrands that turn by at most `turns` per unit of b besides the law's own frequencies."""
+    def _rows(self, center: Array, theta: Array, alpha: Array, powers: int) -> ComplexArray:
+        """What `Lattice` sums against, (powers, N, K); K = 1 where f is affine in y and b plays no part."""
         if self._affine is not None:
-            return BAxis(np.zeros(1), np.zeros(1), np.ones((1, 1), dtype=np.complex128))
-        return self._true_axis(turns)
-
-    def _true_axis(self, turns: float) -> BAxis:
-        level = int(np.ceil(np.log(max(turns, 1e-3)) / np.log(1.25)))
-        if level not in self._axes:
-            if not self._b_noisy:
-                raise UnsupportedError(
-                    "b = <y, u> + theta carries no Gaussian noise (input.noise_std is 0, or A^T u = 0), so its law has no density that could "
-                    f"be integrated against psi ({self._psi.text}); give the input a small noise_std"
-                )
-            step, modes = self._b_lattice
-            lo, hi = self._b_range
-            turn = 1.25**level
-
-            def wave(beta: Array) -> ComplexArray:
-                psi = self._psi_at(self._bbar + beta)
-                return np.asarray(np.exp(1j * turn * psi / self._steepness))
-
-            def power(beta: Array) -> Array:
-                return self._psi_at(self._bbar + beta) ** 2 / self._largest_psi**2
-
-            beta, weights = panels(
-                lo,
-                hi,
-                [b - self._bbar for b in self._psi.breaks],
-                np.hypot(modes * step, turn),
-                [wave, power],
-                self.tol * 0.1,
-            )
-            k = np.arange(-modes, modes + 1)
-            F = np.exp(-1j * step * np.multiply.outer(k, beta)) * (weights * (step / (2 * np.pi)))
-            self._axes[level] = BAxis(beta, self._psi_at(self._bbar + beta), F)
-        return self._axes[level]
-
-    @cached_property
-    def _largest_psi(self) -> float:
-        lo, hi = self._b_range
-        return max(1e-300, float(np.abs(self._psi_at(self._bbar + np.linspace(lo, hi, 129))).max()))
-
-    @cached_property
-    def _steepness(self) -> float:
-        """max |psi'| over the range of b (at least 1e-12)."""
-        lo, hi = self._b_range
-        grid = self._bbar + np.linspace(lo, hi, 1025)
-        slopes = np.abs(np.diff(self._psi_at(grid))) / (grid[1] - grid[0])
-        # a jump is a panel's end, not a slope
-        near = np.zeros(len(slopes), dtype=bool)
-        for b in self._psi.breaks:
-            near |= (grid[:-1] <= b) & (b <= grid[1:])
-        return max(1e-12, float(np.max(np.where(near, 0.0, slopes))))
+            return np.repeat(np.exp(1j * center)[None, :, None], powers, axis=0)
+        return self._transform.rows(center, theta, alpha, powers)
 
     # ------------------------------------------------------------------ moments
 
     @cached_property
-    def _b_moments(self) -> tuple[ComplexArray, BAxis, Lattice]:
-        axis = self._true_axis(1.0)
-        step, modes = self._b_lattice
-        zero = np.zeros((1, 1), dtype=np.int64)
-        return axis.F, axis, Lattice(self.law, np.zeros((1, len(self.w))), zero, self.u * step, modes)
+    def _b_lattice(self) -> Lattice:
+        t = self._transform
+        return Lattice(self.law, np.zeros((1, len(self.w))), np.zeros((1, 1), dtype=np.int64), self.u * t.step, t.modes)
 
-    def _of_b(self, g: Array, axis: BAxis, lattice: Lattice) -> tuple[float, Array, float]:
-        """E[g(b)], E[g(b) (y - ybar)] and the error of the first, for g given at the nodes."""
-        base = (axis.F @ g)[None, None, :]
-        X, Y = lattice.moments(base)
-        size = float(np.abs(g).max(initial=0.0))
-        return (
-            float(X[0, 0].real),
-            Y[0, 0].real,
-            self.tol * 1e-3 * min(size, 1.0) + 8 * _ROUNDOFF * size * float(lattice.rounding()[0]),
-        )
+    def _of_b(self, g: Callable[[Array], Array]) -> tuple[float, Array, float]:
+        """E[g(b)], E[g(b) (y - ybar)] and an error for the first (times |y - ybar|: for the second)."""
+        beta, _, _, F = self._transform.nodes(1.0)
+        values = np.broadcast_to(g(self._bbar + beta), beta.shape)
+        X, Y = self._b_lattice.moments((F @ values)[None, None, :], 1)
+        size = float(np.abs(values).max(initial=0.0))
+        rounding = 8 * _ROUNDOFF * size * float(self._b_lattice.rounding()[0])
+        return float(X[0, 0].real), Y[0, 0].real, self.tol * 1e-3 * min(size, 1.0) + rounding
 
     @cached_property
     def _f_moments(self) -> tuple[Array, Array, float]:
@@ -231,9 +161,8 @@ class SpectralExpectations:
         if self._affine is not None:
             law = self._base
             return law.mean, law.covariance() + np.outer(law.mean, law.mean), 8 * _ROUNDOFF
-        _, axis, lattice = self._b_moments
-        one, y_psi, error = self._of_b(axis.psi, axis, lattice)
-        two, _, error2 = self._of_b(axis.psi**2, axis, lattice)
+        one, y_psi, error = self._of_b(self._psi_at)
+        two, _, error2 = self._of_b(lambda b: self._psi_at(b) ** 2)
         ybar, w = self.law.mean, self.w
         y_psi = y_psi + ybar * one
         first = ybar + w * one
@@ -271,8 +200,7 @@ class SpectralExpectations:
             return Estimate.of(value, 8 * _ROUNDOFF * abs(value))
         if not self._b_noisy and self._psi.affine is not None:
             return self._of_b_quadratic(g, along, centre)
-        _, axis, lattice = self._b_moments
-        one, vector, error = self._of_b(np.broadcast_to(g(self._bbar + axis.beta), axis.beta.shape), axis, lattice)
+        one, vector, error = self._of_b(g)
         if along is None:
             return Estimate.of(one, error)
         shift = self.law.mean - (0.0 if centre is None else centre)
@@ -358,30 +286,18 @@ class SpectralExpectations:
         q = self.encoder[g.feature]
         return q.C[g.uses[0]], float(q.bias[g.uses[0]])
 
-    def _turns(self, coordinates: Sequence[Coordinate], reach: Sequence[float]) -> float:
-        """How fast exp(i omega c) turns with b at the largest frequencies `reach`."""
-        if self._affine is not None:
-            return 1.0
-        return (
-            sum(w * (abs(c.theta) + abs(c.kappa) * self._steepness) for c, w in zip(coordinates, reach, strict=True))
-            + 1.0
-        )
-
-    def _base_rows(self, axis: BAxis, phase: ComplexArray, powers: int) -> ComplexArray:
-        """sum_b phase[n, b] psi_b^l F[k, b], (powers, N, K)."""
-        return np.stack([(phase * axis.psi**level) @ axis.F.T for level in range(powers)])
-
     def _lattice(self, coordinates: Sequence[Coordinate], deltas: Sequence[float], modes: NDArray[np.int64]) -> Lattice:
         steps = np.array([d * c.v for c, d in zip(coordinates, deltas, strict=True)])
         if self._affine is not None:
             return Lattice(self._base, steps, modes, np.zeros(len(self.w)), 0)
-        step, b_modes = self._b_lattice
-        if len(modes) * (2.0 * b_modes + 1) * max(1, len(self.law.priors)) > _MAX_POINTS:
+        t = self._transform
+        if len(modes) * (2.0 * t.modes + 1) * max(1, len(self.law.priors)) > _MAX_POINTS:
             raise UnsupportedError(
-                f"an expectation over {len(coordinates) + 1} dimensions would need {len(modes):,} x {2 * b_modes + 1:,} lattice points for "
-                f"{len(self.law.priors)} sources; loosen tol, raise input.noise_std, or use fewer encoder parameters per integrand"
+                f"an expectation over {len(coordinates) + 1} dimensions would need {len(modes):,} x "
+                f"{2 * t.modes + 1:,} lattice points for {len(self.law.priors)} sources; loosen tol, raise input.noise_std, or use "
+                "fewer encoder parameters per integrand"
             )
-        return Lattice(self.law, steps, modes, self.u * step, b_modes)
+        return Lattice(self.law, steps, modes, self.u * t.step, t.modes)
 
     def _frame(self, j: int, r: int, delta: float, P: int) -> _Frame:
         """The lattice sums of one coordinate at period 2 pi / delta, with at least P modes; made once, grown on demand."""
@@ -738,23 +654,22 @@ class _Frame:
 
     engine: SpectralExpectations
     lattice: Lattice
-    axis: BAxis
-    phase: ComplexArray
+    center: Array  # (N,): what psi needs of each mode, see `PsiTransform.rows`
+    theta: Array
+    alpha: Array
     rounding: Array
 
     @staticmethod
     def build(
-        engine: SpectralExpectations,
-        coordinates: Sequence[Coordinate],
-        deltas: Sequence[float],
-        modes: NDArray[np.int64],
+        engine: SpectralExpectations, coordinates: Sequence[Coordinate], deltas: Sequence[float], modes: NDArray[np.int64]
     ) -> _Frame:
-        reach = [float(np.abs(modes[:, d]).max(initial=0)) * delta for d, delta in enumerate(deltas)]
-        axis = engine._axis(engine._turns(coordinates, reach))
-        shift = np.array([delta * c.shift(axis) for c, delta in zip(coordinates, deltas, strict=True)])
-        phase = np.exp(1j * (modes @ shift))
         lattice = engine._lattice(coordinates, deltas, modes)
-        return _Frame(engine, lattice, axis, phase, 8 * _ROUNDOFF * lattice.rounding())
+        table = np.array([[c.center, c.theta, c.kappa] for c in coordinates]) * np.array(deltas)[:, None]
+        center, theta, alpha = (modes @ table).T
+        return _Frame(engine, lattice, center, theta, alpha, 8 * _ROUNDOFF * lattice.rounding())
+
+    def _base(self, powers: int) -> ComplexArray:
+        return self.engine._rows(self.center, self.theta, self.alpha, powers)
 
     @property
     def modes(self) -> NDArray[np.int64]:
@@ -762,17 +677,26 @@ class _Frame:
 
     @cached_property
     def X(self) -> ComplexArray:
-        if "_moments" in self.__dict__:
-            return self._moments[0]
-        return self.lattice.values(self.engine._base_rows(self.axis, self.phase, 1))
+        for made in ("_second", "_first"):
+            if made in self.__dict__:
+                return np.asarray(self.__dict__[made][0])
+        return self.lattice.values(self._base(1))
 
     @cached_property
-    def _moments(self) -> tuple[ComplexArray, ComplexArray]:
-        return self.lattice.moments(self.engine._base_rows(self.axis, self.phase, 3))
+    def _first(self) -> tuple[ComplexArray, ComplexArray]:
+        """X for l = 0, 1 and Y for l = 0: what E[g f] needs."""
+        if "_second" in self.__dict__:
+            return self._second
+        return self.lattice.moments(self._base(2), 1)
+
+    @cached_property
+    def _second(self) -> tuple[ComplexArray, ComplexArray]:
+        """X for l = 0, 1, 2 and Y for l = 0, 1: what E[<f, v> g f] needs."""
+        return self.lattice.moments(self._base(3), 2)
 
     def f(self) -> ComplexArray:
         """E[f e^{i <omega_n, c>}], (N, n2)."""
-        X, Y = self._moments
+        X, Y = self._first
         law = self.engine._base
         if self.engine._affine is not None:
             return np.asarray(np.multiply.outer(X[0], law.mean) + Y[0])
@@ -780,10 +704,10 @@ class _Frame:
 
     def f_along(self, v: Array) -> ComplexArray:
         """E[<f, v> f e^{i <omega_n, c>}], (N, n2)."""
-        X, Y = self._moments
+        X, Y = self._second
         engine = self.engine
         mean, w = engine._base.mean, np.zeros_like(engine.w) if engine._affine is not None else engine.w
-        base = engine._base_rows(self.axis, self.phase, 1)[0]
+        base = self._base(1)[0]
         a, o = float(mean @ v), float(w @ v)
         Z = self.lattice.second_moments(base, v)
         constant = np.multiply.outer(a * X[0] + o * X[1] + Y[0] @ v, mean)

@@ -1,0 +1,148 @@
+"""How psi enters: the map from the lattice frequencies of b to integrals against exp(i alpha psi(b)).
+
+With beta = b - bbar on [lo, hi], frequencies k step (k = -modes..modes) and 2 pi / step = hi - lo, `PsiTransform.rows` gives
+
+    base_l[n, k] = (step / 2 pi) int psi^l exp(i (center_n + theta_n beta + alpha_n psi)) exp(-i k step beta) d beta,
+
+which is all that an expectation ever asks of psi: three numbers per mode n. Where psi is linear between its breaks
+(relu, leaky_relu, abs, hardtanh, heaviside, sign) each piece is a spherical Bessel function in closed form and costs
+no nodes; elsewhere Gauss-Legendre panels are used, as many nodes as the frequencies need.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elbotree.runtime.activations import Activation
+from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.quadrature import panels
+
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
+
+def finite_psi(psi: Activation, b: Array) -> Array:
+    """psi(b), or an error that says where it is not finite."""
+    value = np.broadcast_to(np.asarray(psi.value(b), dtype=np.float64), np.shape(b))
+    if not np.all(np.isfinite(value)):
+        bad = float(np.asarray(b)[~np.isfinite(value)].flat[0])
+        raise UnsupportedError(
+            f"psi ({psi.text}) is not finite at b = {bad:.6g}, which the law of b reaches; restrict the input or choose "
+            "a psi that is finite there"
+        )
+    return value
+
+
+class PsiTransform:
+    """Integrals of psi^l exp(i alpha psi) against the frequencies of b, on one range of beta = b - bbar."""
+
+    def __init__(self, psi: Activation, bbar: float, lo: float, hi: float, modes: int, tol: float) -> None:
+        self.psi, self.bbar, self.lo, self.hi, self.modes, self.tol = psi, bbar, lo, hi, modes, tol
+        self.step = 2 * np.pi / (hi - lo)
+        self._nodes: dict[int, tuple[Array, Array, Array, ComplexArray]] = {}
+
+    def at(self, beta: Array) -> Array:
+        """psi at b = bbar + beta."""
+        return finite_psi(self.psi, self.bbar + beta)
+
+    @cached_property
+    def breaks(self) -> list[float]:
+        """psi's breaks inside the range, in beta."""
+        return [b - self.bbar for b in self.psi.breaks if self.lo < b - self.bbar < self.hi]
+
+    @cached_property
+    def steepness(self) -> float:
+        """max |psi'| over the range, jumps left out."""
+        grid = np.linspace(self.lo, self.hi, 1025)
+        slopes = np.abs(np.diff(self.at(grid))) / (grid[1] - grid[0])
+        for b in self.breaks:
+            slopes[(grid[:-1] <= b) & (b <= grid[1:])] = 0.0
+        return max(1e-12, float(slopes.max()))
+
+    @cached_property
+    def largest(self) -> float:
+        """max |psi| over the range."""
+        return max(1e-300, float(np.abs(self.at(np.linspace(self.lo, self.hi, 129))).max()))
+
+    def nodes(self, turns: float) -> tuple[Array, Array, Array, ComplexArray]:
+        """beta, weights, psi(beta) and F[k, b] = (step / 2 pi) weight_b exp(-i k step beta_b), for integrands that turn by
+        at most `turns` per unit of b besides the lattice's own frequencies."""
+        level = int(np.ceil(np.log(max(turns, 1e-3)) / np.log(1.25)))
+        if level not in self._nodes:
+            turn = 1.25**level
+
+            def wave(beta: Array) -> ComplexArray:
+                return np.asarray(np.exp(1j * turn * self.at(beta) / self.steepness))
+
+            def power(beta: Array) -> Array:
+                return np.asarray((self.at(beta) / self.largest) ** 2)
+
+            frequency = float(np.hypot(self.modes * self.step, turn))
+            beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [wave, power], self.tol * 0.1)
+            k = np.arange(-self.modes, self.modes + 1)
+            F = np.exp(-1j * self.step * np.multiply.outer(k, beta)) * (weights * (self.step / (2 * np.pi)))
+            self._nodes[level] = (beta, weights, self.at(beta), F)
+        return self._nodes[level]
+
+    def rows(self, center: Array, theta: Array, alpha: Array, powers: int) -> ComplexArray:
+        """base_l[n, k] for l < powers <= 3, (powers, N, K)."""
+        if self.psi.pieces is not None:
+            return self._linear_pieces(center, theta, alpha, powers)
+        turns = float(np.max(np.abs(theta) + np.abs(alpha) * self.steepness, initial=0.0)) + 1.0
+        beta, _, psi, F = self.nodes(turns)
+        phase = np.exp(1j * (center[:, None] + np.multiply.outer(theta, beta) + np.multiply.outer(alpha, psi)))
+        return np.stack([(phase * psi**power) @ F.T for power in range(powers)])
+
+    def _linear_pieces(self, center: Array, theta: Array, alpha: Array, powers: int) -> ComplexArray:
+        """The same where psi = slope b + intercept between its breaks.
+
+        On a piece of half length h around `mid`, psi = p0 + p1 x with x in [-1, 1], and with z = h (theta_n + alpha_n slope -
+        k step): int e^{izx} = 2 j0(z), int x e^{izx} = 2 i j1(z), int x^2 e^{izx} = (2/3)(j0(z) - 2 j2(z)).
+        """
+        assert self.psi.pieces is not None
+        k = np.arange(-self.modes, self.modes + 1)
+        out = np.zeros((powers, len(center), len(k)), dtype=np.complex128)
+        ends = [self.lo, *self.breaks, self.hi]
+        first = sum(b <= self.bbar + self.lo for b in self.psi.breaks)
+        for index, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+            slope, intercept = self.psi.pieces[first + index]
+            h, mid = 0.5 * (b - a), 0.5 * (a + b)
+            if h <= 0:
+                continue
+            p0, p1 = slope * (self.bbar + mid) + intercept, slope * h
+            turn = theta + alpha * slope
+            j0, j1, j2 = _bessel_of_differences(h * turn, h * self.step * k, powers)
+            level = [2 * j0, 2 * (p0 * j0 + 1j * p1 * j1) if powers > 1 else j0, j0]
+            if powers > 2:
+                level[2] = 2 * p0**2 * j0 + 4j * p0 * p1 * j1 + p1**2 * (2 / 3) * (j0 - 2 * j2)
+            over_n = np.exp(1j * (center + alpha * (p0 - slope * mid) + turn * mid)) * (h / (self.hi - self.lo))
+            over_k = np.exp(-1j * self.step * mid * k)
+            both = np.multiply.outer(over_n, over_k)
+            for power in range(powers):
+                out[power] += both * level[power]
+        return out
+
+
+def _bessel_of_differences(x: Array, y: Array, count: int) -> tuple[Array, Array, Array]:
+    """Spherical Bessel functions j0, j1, j2 (as many as `count` asks for) at z = x_n - y_k, without a sine per entry."""
+    z = np.subtract.outer(x, y)
+    small = np.abs(z) < 0.3
+    safe = np.where(small, 1.0, z)
+    sine = np.multiply.outer(np.sin(x), np.cos(y)) - np.multiply.outer(np.cos(x), np.sin(y))
+    inverse = 1.0 / safe
+    j0 = sine * inverse
+    near = z[small] ** 2
+    j0[small] = 1 + near * (-1 / 6 + near * (1 / 120 + near * (-1 / 5040 + near * (1 / 362880 - near / 39916800))))
+    if count < 2:
+        return j0, j0, j0
+    cosine = np.multiply.outer(np.cos(x), np.cos(y)) + np.multiply.outer(np.sin(x), np.sin(y))
+    j1 = (j0 - cosine) * inverse
+    j1[small] = z[small] * (1 / 3 + near * (-1 / 30 + near * (1 / 840 + near * (-1 / 45360 + near / 3991680))))
+    if count < 3:
+        return j0, j1, j0
+    j2 = 3 * j1 * inverse - j0
+    j2[small] = near * (1 / 15 + near * (-1 / 210 + near * (1 / 7560 + near * (-1 / 498960 + near / 51891840))))
+    return j0, j1, j2
