@@ -1,0 +1,1 @@
+"""Slow, independent oracles for the loss tree; nothing here imports the package under test."""
