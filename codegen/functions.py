@@ -167,7 +167,8 @@ def fold(line: str) -> list[str]:
     stem = line.rstrip(",")
     opening = next((i for i, (d, ch) in enumerate(zip(depths, line, strict=True)) if d == 1 and ch in "([{"), None)
     closing = next((i for i in range(opening or 0, len(line)) if depths[i] == 1 and line[i] in ")]}"), None)
-    if opening is not None and closing == len(stem) - 1:
+    is_sum = opening is not None and (" + " in line[:opening] or " - " in line[:opening])
+    if opening is not None and closing == len(stem) - 1 and not is_sum:
         inner = _split_at(line[opening + 1 : closing], [d - 1 for d in depths[opening + 1 : closing]], ", ")
         parts = [part for text in inner for part in fold(f"{margin}{_INDENT}{text.rstrip(',')},")]
         return [line[: opening + 1], *parts, margin + line[closing:]]
