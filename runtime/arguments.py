@@ -1,0 +1,74 @@
+"""Checks of the arrays and numbers that users give: float64 copies that nobody can change, and errors that name the
+entry which is ragged, not a number, or not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elbotree.runtime.errors import InputError
+
+Array = NDArray[np.float64]
+
+
+def read_only_array(value: object, name: str, dimensions: int) -> Array:
+    """A float64 copy of `value` that nobody can change; InputError names the entry that is ragged or not a number."""
+    if not isinstance(value, np.ndarray):
+        _check_nested(value, name, dimensions)
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"`{name}` must be an array of numbers of shape {_shape_text(dimensions)}") from None
+    if np.iscomplexobj(value) or (isinstance(value, np.ndarray) and value.dtype.kind == "b"):
+        raise InputError(f"`{name}` has type {np.asarray(value).dtype}; it must be real numbers")
+    if array.ndim != dimensions:
+        raise InputError(f"`{name}` has shape {array.shape}; it must have shape {_shape_text(dimensions)}")
+    if not np.isfinite(array).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        place = name + "".join(f"[{i}]" for i in index)
+        raise InputError(f"`{place}` is {float(array[index])!r}; every entry must be a finite number")
+    array.setflags(write=False)
+    return array
+
+
+def _shape_text(dimensions: int) -> str:
+    return "(n,)" if dimensions == 1 else "(rows, columns)"
+
+
+def _check_nested(value: object, name: str, dimensions: int) -> None:
+    """Walk nested lists so that an error can name the row; arrays inside the lists are left to numpy."""
+    if isinstance(value, np.ndarray):
+        return
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+        expected = "a list of numbers" if dimensions == 1 else "a list of rows, each a list of numbers"
+        raise InputError(f"`{name}` is {shortened(value)}; it must be {expected}")
+    for i, item in enumerate(value):
+        if dimensions > 1:
+            _check_nested(item, f"{name}[{i}]", dimensions - 1)
+            if len(item) != len(value[0]):
+                raise InputError(f"`{name}[{i}]` has length {len(item)}; the rows before it have {len(value[0])}")
+        elif isinstance(item, bool) or not isinstance(item, int | float | np.integer | np.floating):
+            raise InputError(f"`{name}[{i}]` is {shortened(item)}; it must be a number")
+
+
+def shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def finite_number(value: object, name: str) -> float:
+    """`value` as a finite float, or an InputError that names it."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InputError(f"`{name}` is {shortened(value)}; it must be a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"`{name}` is {number!r}; it must be a finite number")
+    return number
