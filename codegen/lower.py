@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import sympy
 
 from elbotree.derivation import notation as nt
+from elbotree.derivation.layout import term_order
 
 if TYPE_CHECKING:
     from elbotree.derivation.notation import Expr
@@ -83,7 +84,7 @@ def lower(name: str, expression: Expr) -> Plan:
     """
     constant: Expr = sympy.Integer(0)
     calls = []
-    for term in sympy.Add.make_args(sympy.expand_mul(expression)):
+    for term in sorted(sympy.Add.make_args(sympy.expand_mul(expression)), key=term_order):
         if nt.contains(term, nt.Expectation):
             calls.append(_lower_term(name, term))
         else:

@@ -139,7 +139,7 @@ def _number(expr: Expr) -> Box:
     return Fraction(_number(sympy.Integer(expr.p)), _number(sympy.Integer(expr.q)))
 
 
-def _order(term: Expr) -> tuple[object, ...]:
+def term_order(term: Expr) -> tuple[object, ...]:
     """Terms of a sum read: f and y before what is taken from them, averages before what is subtracted, then by name."""
     coefficient, rest = term.as_coeff_Mul()
     latents = isinstance(rest, (sympy.Sum, nt.Image)) and nt.contains(rest, nt.Latent, nt.Image)
@@ -149,7 +149,7 @@ def _order(term: Expr) -> tuple[object, ...]:
 
 def _add(expr: Expr) -> Box:
     parts: list[Box] = []
-    for term in sorted(expr.args, key=_order):
+    for term in sorted(expr.args, key=term_order):
         coefficient, _ = term.as_coeff_Mul()
         negative = bool(coefficient < 0)
         if parts:

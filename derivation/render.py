@@ -40,7 +40,7 @@ def combination(node: Node) -> Expr | None:
     return node.factor * sympy.Add(*(nt.NodeValue(child) for child in node.children))
 
 
-def _combination_text(node: Node) -> str:
+def combination_text(node: Node) -> str:
     total = " + ".join(node.children)
     return total if node.factor == 1 else f"({total}){text(node.factor).removeprefix('1')}"
 
@@ -59,7 +59,7 @@ def draw(tree: LossTree) -> str:
 
     def walk(name: str, lead: str, joint: str, below: str) -> None:
         node = tree[name]
-        made = f"{_combination_text(node)}  =  " if node.children else ""
+        made = f"{combination_text(node)}  =  " if node.children else ""
         rows.append((f"{lead}{joint}{name}", made + text(node.expression)))
         for child in node.children:
             last = child == node.children[-1]
@@ -94,7 +94,7 @@ def describe(tree: LossTree, node: Node) -> str:
     """One node in full."""
     lines = [f"{node.name} = {text(node.expression)}"]
     if node.children:
-        lines.append(f"{' ' * len(node.name)} = {_combination_text(node)}")
+        lines.append(f"{' ' * len(node.name)} = {combination_text(node)}")
     lines += [f"rule       {node.rule}", f"paper      {node.place}"]
     if node.erratum:
         lines.append(f"errata     {node.erratum}")
@@ -144,7 +144,7 @@ def to_mermaid(tree: LossTree) -> str:
     """A Mermaid flowchart, parents above children."""
     lines = ["flowchart TD"]
     for node in tree:
-        label = _combination_text(node) if node.children else text(node.expression)
+        label = combination_text(node) if node.children else text(node.expression)
         lines.append(f'    {node.name}["{node.name} = {label.replace(chr(34), "#quot;")}"]')
     lines += [f"    {node.name} --> {child}" for node in tree for child in node.children]
     return "\n".join(lines) + "\n"
@@ -154,7 +154,7 @@ def to_dot(tree: LossTree) -> str:
     """Graphviz's dot language."""
     lines = ["digraph loss {", "    node [shape=box];"]
     for node in tree:
-        label = _combination_text(node) if node.children else text(node.expression)
+        label = combination_text(node) if node.children else text(node.expression)
         lines.append(f"    {node.name} [label={json.dumps(f'{node.name} = {label}', ensure_ascii=False)}];")
     lines += [f"    {node.name} -> {child};" for node in tree for child in node.children]
     return "\n".join([*lines, "}"]) + "\n"
