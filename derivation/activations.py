@@ -136,7 +136,7 @@ def register_psi(name: str, text: str) -> Psi:
         raise InputError(f"psi's name {name!r} is taken; choose another")
     if name not in _registry and name in FUNCTIONS:
         raise InputError(f"psi's name {name!r} is a function of the grammar; choose another")
-    psi = _analyse(text, text)
+    psi = _analyse(name, text)
     _registry[name] = text
     return psi
 

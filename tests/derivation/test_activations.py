@@ -1,0 +1,150 @@
+"""What is found about psi: breaks, poles, domain, affinity, derivative, growth, Lipschitz constant."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import sympy as sp
+from elbotree.derivation import activations
+from elbotree.derivation.activations import activation_names, analyse, register_psi
+from elbotree.derivation.grammar import B
+from elbotree.derivation.special import elementary
+from elbotree.runtime.errors import InputError, UnsupportedError
+
+oo = math.inf
+
+
+@pytest.mark.parametrize(
+    ("text", "kinks", "jumps", "poles"),
+    [
+        ("relu", [0], [], []),
+        ("tanh", [], [], []),
+        ("heaviside", [], [0], []),
+        ("sign", [], [0], []),
+        ("hardtanh", [-1, 1], [], []),
+        ("reciprocal", [], [], [0]),
+        ("elu", [0], [], []),
+        ("where(b < 1, b, 2 - b)", [1], [], []),
+        ("where(b < 1, b, 3)", [], [1], []),
+        ("abs(relu(b) - 1)", [0, 1], [], []),
+        ("relu(b + relu(b - 1) - 2)", [1.5], [], []),
+        ("max(b, b**3)", [-1, 0, 1], [], []),
+        ("abs(b**2 - 2)", [-math.sqrt(2), math.sqrt(2)], [], []),
+        ("abs(exp(b) - 2)", [math.log(2)], [], []),
+        ("abs(b**5 - b - 1)", [1.1673039782614187], [], []),
+        ("min(2, max(b, 0)) + sign(b - 5)", [0, 2], [5], []),
+        ("1/(b**2 - 1)", [], [], [-1, 1]),
+        ("log(abs(b))", [], [], [0]),
+        ("sqrt(abs(b))", [0], [], []),
+        ("sin(b)/b", [0], [], []),  # a removable gap: no node may fall on it
+        ("where(b > 3, 1, 0) * where(b < 3, 1, 0)", [], [], []),  # cancels: 0 on both sides
+    ],
+)
+def test_breaks_come_from_the_expression(text, kinks, jumps, poles):
+    psi = analyse(text)
+    found = [[float(x) for x in points] for points in (psi.kinks, psi.jumps, psi.poles)]
+    for got, wanted in zip(found, (kinks, jumps, poles), strict=True):
+        assert got == pytest.approx(wanted, abs=1e-14)
+    assert [float(x) for x in psi.breaks] == pytest.approx(sorted([*kinks, *jumps, *poles]), abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("text", "affine"),
+    [
+        ("identity", (1, 0)),
+        ("zero", (0, 0)),
+        ("2*b + 1 - b/2", (1.5, 1)),
+        ("relu(b) - relu(-b)", (1, 0)),  # b, though both terms break
+        ("relu", None),
+        ("square", None),
+        ("tanh", None),
+    ],
+)
+def test_affine_functions_are_recognised(text, affine):
+    found = analyse(text).affine
+    assert (None if found is None else tuple(map(float, found))) == affine
+
+
+def test_domain():
+    assert tuple(map(float, analyse("log(b)").domain)) == (0, oo)
+    assert tuple(map(float, analyse("sqrt(1 - b**2)").domain)) == (-1, 1)
+    assert tuple(map(float, analyse("where(b > 0, log(b), 0)").domain)) == (-oo, oo)
+
+
+@pytest.mark.parametrize("text", [n for n in activation_names() if n not in ("heaviside", "sign")] + ["abs(relu(b) - 1)"])
+def test_derivative_is_the_slope_between_breaks(text):
+    psi = analyse(text)
+    value, slope = (sp.lambdify(B, elementary(e), [{"Heaviside": lambda x, half: float(x > 0)}, "mpmath"]) for e in (psi.expression, psi.derivative))
+    for b in (-2.3, -0.4, 0.7, 1.6):
+        step = 1e-5
+        assert float(slope(b)) == pytest.approx(float((value(b + step) - value(b - step)) / (2 * step)), abs=1e-8)
+
+
+def test_jumps_leave_no_point_mass_in_the_derivative():
+    assert analyse("heaviside").derivative == 0
+    assert analyse("sign(b) + b**2").derivative == 2 * B
+
+
+@pytest.mark.parametrize(
+    ("text", "growth", "lipschitz"),
+    [
+        ("relu", (0, 1), 1),
+        ("tanh", (0, 0), 1),
+        ("sigmoid", (0, 0), 0.25),
+        ("cube", (3, 3), oo),
+        ("exp", (0, oo), oo),
+        ("heaviside", (0, 0), oo),
+        ("gelu", (0, 1), 1.1289041452),
+        ("relu(b + relu(b - 1) - 2)", (0, 1), 2),
+        ("sqrt(abs(b))", (0.5, 0.5), oo),
+    ],
+)
+def test_growth_and_lipschitz_constant(text, growth, lipschitz):
+    psi = analyse(text)
+    assert tuple(map(float, psi.growth)) == growth
+    assert float(psi.lipschitz) == pytest.approx(lipschitz, rel=1e-9)
+
+
+def test_unknown_is_said_not_guessed():
+    assert analyse("sin(b)/b").lipschitz is None
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("relo", InputError, r"psi 'relo' is not a known name \(did you mean 'relu'\?\); known: relu, "),
+        ("relu(sin(b))", UnsupportedError, r"sin\(b\) = 0 could not be listed"),
+        ("max(sigmoid(b), b)", UnsupportedError, "breaks are unknown"),
+        ("exp(5000)*b", InputError, "a constant beyond 1e300"),
+        ("sqrt(b**2 - 1)", UnsupportedError, "not real between b = -1 and b = 1"),
+        ("log(-1 - b**2)", InputError, "real nowhere"),
+    ],
+)
+def test_what_cannot_be_analysed_is_refused(text, error, message):
+    with pytest.raises(error, match=message):
+        analyse(text)
+
+
+def test_register_psi(monkeypatch):
+    monkeypatch.setattr(activations, "_registry", dict(activations._registry))
+    psi = register_psi("shifted_relu", "relu(b - 2)")
+    assert psi.text == "shifted_relu"
+    assert analyse("shifted_relu").breaks == (2,)
+    assert "shifted_relu" in activation_names()
+    with pytest.raises(InputError, match="name 'relu' is taken"):
+        register_psi("relu", "b**2")
+    with pytest.raises(InputError, match="'erf' is a function of the grammar"):
+        register_psi("erf", "b**2")
+    with pytest.raises(InputError, match="not an identifier"):
+        register_psi("my psi", "b")
+    with pytest.raises(InputError, match="unknown name 'x'"):
+        register_psi("wrong", "x + 1")
+    assert "wrong" not in activation_names()
+
+
+def test_shipped_names_are_those_of_the_design():
+    names = "relu leaky_relu elu softplus sigmoid tanh gelu silu exp square cube abs sin heaviside sign reciprocal identity zero"
+    assert set(activation_names()) >= {*names.split(), "hardtanh"}
+    assert np.all([analyse(name).text == name for name in activation_names()])
