@@ -466,8 +466,8 @@ class Problem:
             reason = family_rule(q.family).check(q, prior)
             if reason:
                 raise InputError(
-                    f"`encoder[{j}]` ({q.family}) and `model.priors[{j}]` ({prior.kind}) have an infinite KL divergence:"
-                    f" {reason}; change one of the two"
+                    f"`encoder[{j}]` ({q.family}) and `model.priors[{j}]` ({prior.kind}) have an infinite KL "
+                    f"divergence: {reason}; change one of the two"
                 )
 
     @staticmethod

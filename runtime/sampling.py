@@ -1,0 +1,122 @@
+"""Expectations by plain Monte Carlo: the `Expectations` protocol from N seeded samples of x1. It is a check on the
+other engines and nothing more; its errors are one standard error, so they are exceeded one time in three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elbotree.runtime.errors import InputError
+from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.integrands import Integrand
+from elbotree.runtime.models import Encoder, FeatureModel, Layer
+
+Array = NDArray[np.float64]
+
+CHUNK = 2**20  # numbers in one chunk's samples of f: bounds memory whatever N is
+
+
+class SamplingExpectations:
+    """The protocol of `elbotree.runtime.expectations.Expectations` by averages over samples.
+
+    Arguments
+        layer, p1, encoder  the law of f(x1) and the projections c_j = C_j f + bias_j
+        samples             N >= 2
+        seed                of the generator; every method sees the same samples
+
+    The error of a weighted sum is the standard error of the per-sample sum: terms that fluctuate together are not added
+    up as if each were alone.
+    """
+
+    def __init__(self, layer: Layer, p1: FeatureModel, encoder: Encoder, samples: int = 100_000, seed: int = 0) -> None:
+        if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
+            raise InputError(f"`samples` is {samples!r}; it must be a whole number of at least 2")
+        self.layer, self.p1, self.encoder = layer, p1, encoder
+        self.samples, self.seed = int(samples), seed
+
+    def _chunks(self) -> Iterator[tuple[Array, Array, Array]]:
+        """(y, b, f) of the samples, chunk by chunk; the same ones at every call."""
+        rng = np.random.default_rng(self.seed)
+        rows = max(CHUNK // max(self.layer.n1, self.layer.n2, self.p1.m), 1)
+        for start in range(0, self.samples, rows):
+            y = self.layer.preactivation(self.p1.sample(min(rows, self.samples - start), rng))
+            b = self.layer.b(y)
+            yield y, b, y + self.layer.activation(b)[:, None] * self.layer.w
+
+    def _average(self, per_sample: Callable[[Array, Array, Array], Array]) -> Estimate:
+        """Mean and standard error of per_sample(y, b, f), an array with a row a sample; chunks merge by Chan's rule."""
+        count, mean, spread = 0, np.zeros(()), np.zeros(())
+        for y, b, f in self._chunks():
+            values = per_sample(y, b, f)
+            n, new = len(values), values.mean(axis=0)
+            delta = new - mean
+            spread = spread + ((values - new) ** 2).sum(axis=0) + delta**2 * (count * n / (count + n))
+            mean = mean + delta * (n / (count + n))
+            count += n
+        return Estimate(np.asarray(mean), np.asarray(np.sqrt(spread / (count - 1) / count)))
+
+    def _value(self, g: Integrand, f: Array) -> Array:
+        """g(c_j) at every sample."""
+        q = self.encoder[g.feature]
+        c = [f @ q.C[r] + q.bias[r] for r in g.uses]
+        return np.broadcast_to(np.asarray(g.value(*c), dtype=np.float64), (len(f),))
+
+    def _values(self, gs: Sequence[Integrand], f: Array) -> Array:
+        """(samples, len(gs))."""
+        return np.stack([self._value(g, f) for g in gs], axis=1) if gs else np.zeros((len(f), 0))
+
+    def _directed(self, gs: Sequence[Integrand], f: Array, along: Array | None, centre: Array | None) -> Array:
+        """g_i(c), times <f - centre, along[i]> when `along` is given; (samples, len(gs))."""
+        values = self._values(gs, f)
+        return values if along is None else values * (_centred(f, centre) @ np.asarray(along).T)
+
+    def norm_y(self, centre: Array) -> Estimate:
+        return self._average(lambda y, b, f: (_centred(y, centre) ** 2).sum(axis=1))
+
+    def of_b(self, g: Callable[[Array], Array], *, along: Array | None = None, centre: Array | None = None) -> Estimate:
+        def per_sample(y: Array, b: Array, f: Array) -> Array:
+            values = np.broadcast_to(g(b), b.shape)
+            return values if along is None else values * (_centred(y, centre) @ along)
+
+        return self._average(per_sample)
+
+    def of_c(
+        self,
+        gs: Sequence[Integrand],
+        *,
+        weights: Array,
+        along: Array | None = None,
+        centre: Array | None = None,
+    ) -> Estimate:
+        return self._average(lambda y, b, f: self._directed(gs, f, along, centre) @ np.asarray(weights))
+
+    def of_cc(self, gs: Sequence[Integrand], hs: Sequence[Integrand], *, weights: Array) -> Estimate:
+        def per_sample(y: Array, b: Array, f: Array) -> Array:
+            left = self._values(gs, f)
+            right = left if hs is gs else self._values(hs, f)
+            return np.asarray(((left @ weights) * right).sum(axis=1))
+
+        return self._average(per_sample)
+
+    def of_c_F(self, gs: Sequence[Integrand], *, along: Array | None = None, centre: Array | None = None) -> Estimate:
+        return self._average(
+            lambda y, b, f: self._directed(gs, f, along, centre)[:, :, None] * _with_one(f)[:, None, :]
+        )
+
+    def of_cc_F(self, gs: Sequence[Integrand], hs: Sequence[Integrand], *, weights: Array) -> Estimate:
+        def per_sample(y: Array, b: Array, f: Array) -> Array:
+            rows = self._values(gs, f) * (self._values(hs, f) @ np.asarray(weights).T)
+            return np.asarray(rows[:, :, None] * _with_one(f)[:, None, :])
+
+        return self._average(per_sample)
+
+
+def _centred(rows: Array, centre: Array | None) -> Array:
+    return rows if centre is None else rows - centre
+
+
+def _with_one(f: Array) -> Array:
+    """F = (f, 1)."""
+    return np.concatenate([f, np.ones((len(f), 1))], axis=1)
