@@ -73,6 +73,7 @@ class SpectralExpectations:
         self._b_constant = total <= 1e-28 * scale or total == 0.0
         self._b_noisy = self._var_b > 1e-24 * total and not self._b_constant
         self._frames: dict[tuple[int, int, float], _Frame] = {}
+        self._mean_pairs: dict[tuple[str, str], tuple[float, float, float]] = {}
         self._affine = self._affine_map()
         # f itself where f is affine in y, otherwise y: what the lattices of c_j run over
         self._base = self.law if self._affine is None else self.law.mapped(*self._affine)
@@ -156,7 +157,7 @@ class SpectralExpectations:
         return float(X[0, 0].real), Y[0, 0].real, self.tol * 1e-3 * min(size, 1.0) + rounding
 
     @cached_property
-    def _f_moments(self) -> tuple[Array, Array, float]:
+    def f_moments(self) -> tuple[Array, Array, float]:
         """E f (n2,), E f f^T (n2, n2), and a relative error for both."""
         if self._affine is not None:
             law = self._base
@@ -178,12 +179,25 @@ class SpectralExpectations:
     @cached_property
     def _f_size(self) -> Array:
         """|E f| + 6 standard deviations, per coordinate: how large f is where tails are cut."""
-        first, second, _ = self._f_moments
+        first, second, _ = self.f_moments
         return np.asarray(np.abs(first) + 6 * np.sqrt(np.maximum(np.diag(second) - first**2, 0.0)))
+
+    def law_of_psi(self) -> tuple[Array, Array] | None:
+        """psi(b) as weighted values (they sum to 1 up to the tolerance); None where f is affine in y."""
+        if self._affine is not None:
+            return None
+        beta, _, psi, F = self._transform.nodes(1.0)
+        phi = self._b_lattice.values(np.eye(self._b_lattice.columns, dtype=np.complex128)[:, None, :])[:, 0]
+        return psi, np.asarray((phi @ F).real)
+
+    def feature_columns(self, p1: FeatureModel) -> Array:
+        """The directions in which the features of x1 move f when psi(b) is held: A B1, or T A B1 where f = T y + const."""
+        columns = self.layer.A @ p1.B
+        return columns if self._affine is None else self._affine[0] @ columns
 
     def mean_f(self) -> Estimate:
         """E f(x1), (n2,)."""
-        first, _, relative = self._f_moments
+        first, _, relative = self.f_moments
         return Estimate.of(first, relative * self._f_size)
 
     def norm_y(self, centre: Array) -> Estimate:
@@ -351,7 +365,7 @@ class SpectralExpectations:
     def _moment(self, g: Integrand, coefficients: tuple[float, ...]) -> tuple[float, float]:
         """E of a polynomial of degree <= 2 in c, from the first two moments of f."""
         g0, g1, g2 = (*coefficients, 0.0, 0.0, 0.0)[:3]
-        first, second, relative = self._f_moments
+        first, second, relative = self.f_moments
         row, bias = self._row(g)
         c1 = float(row @ first) + bias
         c2 = float(row @ second @ row) + 2 * bias * float(row @ first) + bias**2
@@ -365,7 +379,7 @@ class SpectralExpectations:
         weights = np.asarray(weights, dtype=np.float64)
         if along is None:
             return (self.of_c_each(gs, weights=weights) * weights).sum()
-        rows = self._F_rows(gs, weights[:, None] * np.abs(along))
+        rows = self._F_rows(gs, np.abs(weights[:, None] * along))
         mu = np.zeros(len(self.w)) if centre is None else centre
         extended = np.concatenate([along, -(along @ mu)[:, None]], axis=1) * weights[:, None]
         return (rows * extended).sum()
@@ -374,7 +388,7 @@ class SpectralExpectations:
         """E[g_i(c) F], F = (f, 1), (len, n2 + 1)."""
         n = len(self.w)
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
-        first, second, relative = self._f_moments
+        first, second, relative = self.f_moments
         for i, g in enumerate(gs):
             weight = 1.0 if importance is None else float(importance[i] @ self._f_size)
             if weight == 0.0:
@@ -404,7 +418,7 @@ class SpectralExpectations:
         n = len(self.w)
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
         mu = np.zeros(n) if centre is None else centre
-        first, second, relative = self._f_moments
+        first, second, relative = self.f_moments
         for i, (g, v) in enumerate(zip(gs, along, strict=True)):
             if not np.any(v):
                 continue
@@ -441,11 +455,15 @@ class SpectralExpectations:
         return (self.moments_ss(gs, hs, weights=weights) * weights).sum()
 
     def moments_ss(self, gs: Sequence[Integrand], hs: Sequence[Integrand], *, weights: Array | None = None) -> Estimate:
-        """G = E[g_j(c_j) h_k(c_k)], (len(gs), len(hs)); weights only say how much each error matters."""
+        """G = E[g_j(c_j) h_k(c_k)], (len(gs), len(hs)); weights only say how much each error matters.
+
+        Pairs of posterior means (the integrands labelled s[j], of which an encoder has one each) are remembered, so that
+        T3, the decoder's closed form and the gradient share them.
+        """
         a, b = len(gs), len(hs)
         values, errors = np.zeros((a, b)), np.zeros((a, b))
         importance = np.ones((a, b)) if weights is None else np.abs(weights)
-        symmetric = gs is hs
+        symmetric = gs is hs or [g.label for g in gs] == [h.label for h in hs] == [f"s[{g.feature}]" for g in gs]
         if symmetric:
             importance = 0.5 * (importance + importance.T)
         linear_g = [self._polynomial(g, 1) for g in gs]
@@ -458,7 +476,11 @@ class SpectralExpectations:
                     continue
                 g, h = gs[j], hs[k]
                 tol = min(self.tol / (importance[j, k] * a * b), 0.5)
-                if linear_h[k] is not None:
+                key = (g.label, h.label)
+                known = self._mean_pairs.get(key) if key == (f"s[{g.feature}]", f"s[{h.feature}]") else None
+                if known is not None and known[0] <= 1.0001 * tol:
+                    value, error = known[1:]
+                elif linear_h[k] is not None:
                     value, error = self._with_linear(rows_g[j], h, linear_h[k])
                 elif linear_g[j] is not None:
                     value, error = self._with_linear(rows_h[k], g, linear_g[j])
@@ -471,6 +493,8 @@ class SpectralExpectations:
                     pair = self._pair([(g, h)], tol, sides)
                     value, error = pair.value()
                 values[j, k], errors[j, k] = value, error
+                if key == (f"s[{g.feature}]", f"s[{h.feature}]"):
+                    self._mean_pairs[key] = (tol, value, error)
                 if symmetric:
                     values[k, j], errors[k, j] = value, error
         return Estimate(values, errors)
@@ -661,7 +685,10 @@ class _Frame:
 
     @staticmethod
     def build(
-        engine: SpectralExpectations, coordinates: Sequence[Coordinate], deltas: Sequence[float], modes: NDArray[np.int64]
+        engine: SpectralExpectations,
+        coordinates: Sequence[Coordinate],
+        deltas: Sequence[float],
+        modes: NDArray[np.int64],
     ) -> _Frame:
         lattice = engine._lattice(coordinates, deltas, modes)
         table = np.array([[c.center, c.theta, c.kappa] for c in coordinates]) * np.array(deltas)[:, None]

@@ -1,0 +1,448 @@
+"""Training one layer's model: L-BFGS over the encoder alone, on the profile loss.
+
+Given the encoder, the best decoder is closed-form. With s = E[z2 | x2], D = diag E V_j and centred moments
+M = Cov(f, s), G = Cov(s, s):
+
+    B2 = M (G + D)^-1,   mu2 = E f - B2 E s,   sigma2^2 = (tr Cov f - tr(B2^T M)) / n2,   P_{2,j} = E[Q'_j( . ; c_j)]
+
+(the aggregate posterior; its moments for parametric priors). The loss at that decoder is a function of the encoder
+whose gradient is the partial one (envelope theorem), so that neither step sizes nor gradient noise appear. The loss and
+the gradient are the generated kernels', evaluated by the spectral engine; nothing here writes them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+
+from elbotree.runtime.errors import InputError, UnsupportedError
+from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.expectations import Expectations
+from elbotree.runtime.integrands import Integrand
+from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
+from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Normal, Prior
+from elbotree.runtime.spectral import SpectralExpectations
+
+Array = NDArray[np.float64]
+logger = logging.getLogger(__name__)
+
+FAMILIES = ("tilted", "bernoulli", "normal", "exponential")
+_POINTS = 25  # points of a binned prior
+
+
+class TrainingKernels(Protocol):
+    """What training needs of a generated kernel module."""
+
+    def mean(self, j: int, q: Posterior) -> Integrand: ...
+    def variance(self, j: int, q: Posterior) -> tuple[Integrand, ...]: ...
+    def evaluate(self, law: Expectations, p: Problem) -> dict[str, Estimate]: ...
+    def encoder_gradient(self, law: Expectations, p: Problem) -> dict[str, list[object]]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One accepted iteration: loss in nats, gradient norm in the optimiser's coordinates, tolerance, seconds so far."""
+
+    iteration: int
+    loss: float
+    error: float
+    gradient_norm: float
+    noise_std: float
+    tol: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training found: the problem (layer, input, model, encoder), the loss terms at it, and how it got there."""
+
+    problem: Problem
+    terms: dict[str, Estimate]
+    history: tuple[Step, ...]
+    message: str
+
+
+# ------------------------------------------------------------------ where to start
+
+
+def binned(prior: Prior, points: int = _POINTS) -> Discrete:
+    """A prior with a density as masses on equally spaced points (free-form priors are of this form).
+
+    The points span all but 1e-4 of the mass on either side; each takes the mass nearer to it than to its neighbours.
+    """
+    mean, std = prior.mean(), float(np.sqrt(prior.variance()))
+    wide = mean + std * np.linspace(-12, 12, 4001)
+    cdf = prior.cdf(wide)
+    lo = float(wide[int(np.searchsorted(cdf, 1e-4))])
+    hi = float(wide[min(int(np.searchsorted(cdf, 1 - 1e-4)), len(wide) - 1)])
+    x = np.linspace(lo, hi, points)
+    middle = 0.5 * (x[1:] + x[:-1])
+    mass = np.diff(np.concatenate([[0.0], prior.cdf(middle), [1.0]]))
+    return Discrete(tuple(x), tuple(np.maximum(mass, 1e-9) / np.maximum(mass, 1e-9).sum()))
+
+
+def binned_samples(values: Array, masses: Array, points: int = _POINTS) -> Discrete:
+    """A law given by weighted values as masses on equally spaced points; each value is split between its neighbours."""
+    masses = np.maximum(masses, 0.0) / np.maximum(masses, 0.0).sum()
+    order = np.argsort(values)
+    cumulative = np.cumsum(masses[order])
+    lo = float(values[order][int(np.searchsorted(cumulative, 1e-4))])
+    hi = float(values[order][min(int(np.searchsorted(cumulative, 1 - 1e-4)), len(values) - 1)])
+    x = np.linspace(lo, hi, points)
+    at = np.clip((values - lo) / (x[1] - x[0]), 0, points - 1)
+    left = np.minimum(at.astype(np.intp), points - 2)
+    mass = np.bincount(left, masses * (left + 1 - at), points) + np.bincount(left + 1, masses * (at - left), points)
+    return Discrete(tuple(x), tuple(np.maximum(mass, 1e-9) / np.maximum(mass, 1e-9).sum()))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Propagated features: decoder columns with a prior each, from which the encoder's first guess is made."""
+
+    B: Array
+    priors: tuple[Prior, ...]
+
+
+def propagated(layer: Layer, p1: FeatureModel, features: int | None) -> Start:
+    """The features A B1 with their own priors, and one along w whose prior is the law of psi(b).
+
+    Fewer `features` than that keeps those that carry the most variance; more adds copies of the strongest ones, turned
+    by a fixed small rotation so that they can part.
+    """
+    law = SpectralExpectations(layer, p1, Encoder([]), tol=1e-6)
+    columns = list(law.feature_columns(p1).T)
+    priors = list(p1.priors)
+    psi = law.law_of_psi()
+    if psi is not None:
+        columns.append(layer.w.copy())
+        priors.append(binned_samples(*psi))
+    size = np.array([np.sqrt(p.variance()) * np.linalg.norm(c) for p, c in zip(priors, columns, strict=True)])
+    wanted = int(np.sum(size > 0)) if features is None else features
+    order = list(np.argsort(-size, kind="stable"))[:wanted]
+    order.sort()
+    out, laws = [columns[i] for i in order], [priors[i] for i in order]
+    rng = np.random.default_rng(0)
+    strongest = list(np.argsort(-size, kind="stable"))
+    while len(out) < wanted and strongest:
+        i = strongest[(len(out) - len(order)) % len(strongest)]
+        turn = rng.standard_normal(layer.n2)
+        out.append(columns[i] + 0.3 * np.linalg.norm(columns[i]) * turn / np.linalg.norm(turn))
+        laws.append(priors[i])
+    return Start(np.array(out).reshape(len(out), layer.n2).T, tuple(laws))
+
+
+def first_encoder(start: Start, mean: Array, covariance: Array, family: Sequence[str]) -> Encoder:
+    """Posteriors from the linear estimate of each feature: beta_j | x2 is near N(betahat_j, v_j), betahat = E beta + K (x2 - E x2).
+
+    K = (B^T B / s^2 + diag(1 / Var beta))^-1 B^T / s^2 is the regularised pseudo-inverse, s^2 the part of x2's variance that
+    the features leave (at least a thousandth of it).
+    """
+    B = start.B
+    variances = np.array([p.variance() for p in start.priors])
+    means = np.array([p.mean() for p in start.priors])
+    left = (np.trace(covariance) - np.trace((B * variances) @ B.T)) / len(B)
+    s2 = max(left, 1e-3 * float(np.trace(covariance)) / len(B))
+    posterior = np.linalg.inv(B.T @ B / s2 + np.diag(1.0 / variances))
+    K = posterior @ B.T / s2
+    v = np.diag(posterior)
+    out = []
+    for j, (name, prior) in enumerate(zip(family, start.priors, strict=True)):
+        row, offset = K[j], float(means[j] - K[j] @ mean)
+        if name == "tilted":
+            base = prior if isinstance(prior, Discrete | Bernoulli | Normal) else binned(prior)
+            precision = (
+                max(1.0 / v[j] - 1.0 / variances[j], 0.1 / variances[j]) if isinstance(base, Normal) else 1.0 / v[j]
+            )
+            shift = -means[j] / variances[j] if isinstance(base, Normal) else 0.0
+            gain = 1.0 / v[j]
+            out.append(Posterior("tilted", gain * row, [gain * offset + shift], precision=precision, base=base))
+        elif name == "bernoulli":
+            # log odds of beta = mean + std against mean - std from an observation with noise v
+            std = float(np.sqrt(variances[j]))
+            gain = min(2 * std / v[j], 8.0 / std)
+            out.append(Posterior("bernoulli", gain * row, [gain * (offset - means[j])]))
+        elif name == "normal":
+            out.append(Posterior("normal", row, [offset], std=float(np.sqrt(v[j]))))
+        else:
+            gain = 1.0 / float(np.sqrt(variances[j]))
+            out.append(Posterior("exponential", gain * row, [gain * offset]))
+    return Encoder(out)
+
+
+# ------------------------------------------------------------------ the decoder, in closed form
+
+
+def aggregate_prior(law: SpectralExpectations, kernels: TrainingKernels, j: int, q: Posterior) -> Prior:
+    """P_{2,j} = E[Q'_j( . ; c_j)], or the member of its parametric family with the same moments (the minimiser of R1)."""
+    if q.family == "tilted" and isinstance(q.base, Discrete | Bernoulli):
+        return _aggregate_masses(law, j, q)
+    mean = float(law.of_c_each([kernels.mean(j, q)]).value[0])
+    if q.family == "bernoulli":
+        return Bernoulli(min(max(mean, 1e-12), 1 - 1e-12))
+    if q.family == "exponential":
+        return Exponential(mean)
+    s = kernels.mean(j, q)
+    pieces = kernels.variance(j, q)
+    spread = float(law.of_c_each(list(pieces)).value.sum())
+    second = float(law.moments_ss([s], [s]).value[0, 0])
+    return Normal(mean, float(np.sqrt(max(second - mean**2 + spread, 1e-300))))
+
+
+def _aggregate_masses(law: SpectralExpectations, j: int, q: Posterior) -> Prior:
+    """E of each mass of the tilted posterior, for a base of finitely many points."""
+    assert q.base is not None
+    points, masses = q.base.atoms
+    base, precision = q.base, q.precision
+
+    def mass(x: float, m: float) -> Callable[[Array], Array]:
+        return lambda c: np.exp(np.log(m) + c * x - 0.5 * precision * x * x - base.log_partition(c, precision))
+
+    gs = [Integrand(j, (0,), mass(x, m), None, f"Q[{j}]({x:g})") for x, m in zip(points, masses, strict=True)]
+    found = np.maximum(law.of_c_each(gs).value, 1e-12)
+    found = found / found.sum()
+    return Bernoulli(float(found[1])) if isinstance(base, Bernoulli) else Discrete(tuple(points), tuple(found))
+
+
+def best_model(
+    law: SpectralExpectations, kernels: TrainingKernels, encoder: Encoder, noise_floor: float
+) -> FeatureModel:
+    """The decoder that minimises the loss for this encoder, sigma2 kept at or above `noise_floor`."""
+    means = [kernels.mean(j, q) for j, q in enumerate(encoder)]
+    first, second, _ = law.f_moments
+    rows = law.of_c_F(means).value
+    M = (rows[:, :-1] - np.outer(rows[:, -1], first)).T
+    s = rows[:, -1]
+    spread = np.array([law.of_c_each(list(kernels.variance(j, q))).value.sum() for j, q in enumerate(encoder)])
+    G = law.moments_ss(means, means).value - np.outer(s, s) + np.diag(spread)
+    ridge = 1e-12 * max(1e-300, float(np.trace(G))) / max(1, len(G))
+    B = cho_solve(cho_factor(G + ridge * np.eye(len(G))), M.T).T if len(G) else M
+    covariance = second - np.outer(first, first)
+    # |f - B s|^2 + spread at any B, so that the ridge costs nothing
+    variance = float(np.trace(covariance) - 2 * np.trace(B.T @ M) + np.trace(B @ G @ B.T)) / len(first)
+    priors = [aggregate_prior(law, kernels, j, q) for j, q in enumerate(encoder)]
+    return FeatureModel(B, priors, max(float(np.sqrt(max(variance, 0.0))), noise_floor), first - B @ s)
+
+
+# ------------------------------------------------------------------ the optimiser
+
+
+class _Coordinates:
+    """The encoder as one flat vector: rows of C in whitened coordinates of x2, biases at E x2, logs of the parameters."""
+
+    def __init__(self, encoder: Encoder, mean: Array, covariance: Array) -> None:
+        self.template = list(encoder)
+        self.mean = mean
+        values, vectors = np.linalg.eigh(covariance)
+        root = np.sqrt(np.maximum(values, 1e-8 * values.max()))
+        self.root, self.inverse = (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+
+    def pack(self, encoder: Encoder) -> Array:
+        parts: list[Array] = []
+        for q in encoder:
+            parts += [
+                (q.C @ self.root).ravel(),
+                q.bias + q.C @ self.mean,
+                np.log(np.array(list(q.parameters.values()))),
+            ]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def unpack(self, x: Array) -> Encoder:
+        out, at = [], 0
+        for q in self.template:
+            t, n = q.C.shape
+            C = x[at : at + t * n].reshape(t, n) @ self.inverse
+            at += t * n
+            bias = x[at : at + t] - C @ self.mean
+            at += t
+            values = np.exp(x[at : at + len(q.parameters)])
+            at += len(q.parameters)
+            parameters = dict(zip(q.parameters, map(float, values), strict=True))
+            out.append(Posterior(q.family, C, bias, parameters=parameters, base=q.base))
+        return Encoder(out)
+
+    def pull_back(
+        self, encoder: Encoder, C: Sequence[Array], bias: Sequence[Array], own: Sequence[dict[str, float]]
+    ) -> Array:
+        """The gradient in the flat vector from the gradients in C, bias and the posteriors' own parameters."""
+        parts: list[Array] = []
+        for q, dC, db, dp in zip(encoder, C, bias, own, strict=True):
+            inner = (dC - np.outer(db, self.mean)) @ self.inverse
+            parts += [inner.ravel(), db, np.array([dp[name] * value for name, value in q.parameters.items()])]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def train(
+    layer: Layer,
+    p1: FeatureModel,
+    kernels: TrainingKernels,
+    *,
+    features: int | None = None,
+    family: str | Sequence[str] = "tilted",
+    tol: float = 1e-4,
+    iterations: int = 200,
+    rounds: int = 4,
+    encoder: Encoder | None = None,
+    noise_floor: float | None = None,
+    progress: Callable[[Step], None] | None = None,
+) -> Fitted:
+    """Learn a feature model and an encoder for f(x1), x1 ~ p1, by minimising the profile loss over the encoder.
+
+    Arguments:
+        kernels: a generated kernel module for the layer's psi and the families used
+        features: number m2 of features; left out, as many as the propagated ones
+        family: one name for all features or one each ("tilted", "bernoulli", "normal", "exponential")
+        tol: tolerance of each term of the loss, relative to max(1, |value|); a run ends when no step improves more
+        iterations: bound on the L-BFGS iterations of one round
+        rounds: how often the bases of tilted posteriors are replaced by the learned priors and training goes on
+        encoder: where to start instead of the propagated features
+        noise_floor: the least sigma2 allowed; left out, a thousandth of x2's root mean square deviation. A loss that is
+            unbounded below (f(x1) lies on an affine subspace, reconstructed exactly) ends there, and the message says so
+        progress: called with each accepted step
+
+    Raises InputError for unknown families or counts that do not fit.
+    """
+    begun = time.perf_counter()
+    probe = SpectralExpectations(layer, p1, Encoder([]), tol=min(tol, 1e-3) * 1e-2)
+    mean, second, _ = probe.f_moments
+    covariance = second - np.outer(mean, mean)
+    floor = noise_floor if noise_floor is not None else 1e-3 * float(np.sqrt(np.trace(covariance) / len(mean)))
+    if encoder is None:
+        start = propagated(layer, p1, features)
+        encoder = first_encoder(start, mean, covariance, _family_each(family, len(start.priors)))
+    history: list[Step] = []
+    message = "the start is already optimal"
+    best: tuple[float, Problem] | None = None
+    for turn in range(rounds):
+        coordinates = _Coordinates(encoder, mean, covariance)
+        objective = _Objective(layer, p1, kernels, coordinates, tol, floor, history, begun, progress)
+        found = minimize(
+            objective,
+            coordinates.pack(encoder),
+            jac=True,
+            method="L-BFGS-B",
+            callback=objective.accepted,
+            options={"maxiter": iterations, "ftol": tol * 1e-1, "gtol": tol, "maxcor": 20},
+        )
+        loss, problem = float(found.fun), objective.problem_at(found.x)
+        if best is not None and loss >= best[0] - tol:
+            message = f"converged: round {turn + 1} improved the loss by less than {tol:g}"
+            if loss < best[0]:
+                best = (loss, problem)
+            break
+        best, message = (loss, problem), str(found.message)
+        encoder = _rebased(problem)
+        if all(a is b for a, b in zip(encoder, problem.encoder, strict=True)):
+            break
+    assert best is not None
+    problem = best[1]
+    if problem.model.noise_std <= floor * 1.0001:
+        message += f"; sigma2 rests on its floor {floor:.3g}: without one the loss is unbounded below"
+    law = SpectralExpectations(layer, p1, problem.encoder, tol=leaf_tolerance(tol, problem))
+    return Fitted(problem, kernels.evaluate(law, problem), tuple(history), message)
+
+
+def leaf_tolerance(tol: float, problem: Problem) -> float:
+    """The absolute error that each leaf may have so that all twelve nodes meet tol * max(1, |value|).
+
+    R3 divides S1 and the T's by 2 sigma2^2 and L adds three terms, so a leaf gets an eighth of tol times min(1, 2 sigma2^2).
+    """
+    return float(max(1e-14, tol * min(1.0, 2 * problem.model.noise_std**2) / 8))
+
+
+def _family_each(family: str | Sequence[str], count: int) -> list[str]:
+    names = [family] * count if isinstance(family, str) else list(family)
+    if len(names) != count:
+        raise InputError(
+            f"`family` lists {len(names)} families; there are {count} features, so it must list {count} or be one name"
+        )
+    for name in names:
+        if name not in FAMILIES:
+            raise InputError(f"`family` is {name!r}; training knows {', '.join(FAMILIES)}")
+    return names
+
+
+def _rebased(problem: Problem) -> Encoder:
+    """Tilted posteriors on the learned priors instead of the old bases: the same family, nearer to the exact posterior."""
+    out = []
+    for q, prior in zip(problem.encoder, problem.model.priors, strict=True):
+        if q.family != "tilted" or isinstance(prior, Bernoulli | Normal):
+            out.append(q)
+            continue
+        out.append(Posterior("tilted", q.C, q.bias, precision=q.precision, base=prior))
+    return Encoder(out)
+
+
+class _Objective:
+    """The profile loss and its gradient as a function of the flat encoder; remembers what it computed last."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        p1: FeatureModel,
+        kernels: TrainingKernels,
+        coordinates: _Coordinates,
+        tol: float,
+        floor: float,
+        history: list[Step],
+        begun: float,
+        progress: Callable[[Step], None] | None,
+    ) -> None:
+        self.layer, self.p1, self.kernels, self.coordinates = layer, p1, kernels, coordinates
+        self.tol, self.floor, self.history, self.begun, self.progress = tol, floor, history, begun, progress
+        self._seen: dict[bytes, tuple[Problem, Estimate, float]] = {}
+
+    def problem_at(self, x: Array) -> Problem:
+        return self._seen[x.tobytes()][0]
+
+    def __call__(self, x: Array) -> tuple[float, Array]:
+        encoder = self.coordinates.unpack(x)
+        law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.05)
+        problem = Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
+        loss = self.kernels.evaluate(law, problem)["L"]
+        partial = self.kernels.encoder_gradient(law, problem)
+        gradient = self.coordinates.pull_back(encoder, *_plain(partial))
+        if not np.isfinite(loss.value) or not np.all(np.isfinite(gradient)):
+            raise UnsupportedError(
+                "the loss or its gradient is not finite at a trial encoder; give a smaller `tol` or a start"
+            )
+        self._seen[x.tobytes()] = (problem, loss, float(np.abs(gradient).max(initial=0.0)))
+        return float(loss.value), gradient
+
+    def accepted(self, x: Array) -> None:
+        problem, loss, norm = self._seen[x.tobytes()]
+        self._seen = {x.tobytes(): self._seen[x.tobytes()]}
+        step = Step(
+            len(self.history) + 1,
+            float(loss.value),
+            float(loss.error),
+            norm,
+            problem.model.noise_std,
+            self.tol,
+            time.perf_counter() - self.begun,
+        )
+        self.history.append(step)
+        logger.info("iteration %d: loss %.6f, gradient %.2e", step.iteration, step.loss, step.gradient_norm)
+        if self.progress is not None:
+            self.progress(step)
+
+
+def _plain(partial: dict[str, list[object]]) -> tuple[list[Array], list[Array], list[dict[str, float]]]:
+    """Values without errors from the kernels' gradient."""
+
+    def value(e: object) -> Array:
+        assert isinstance(e, Estimate)
+        return e.value
+
+    own = []
+    for entry in partial["parameters"]:
+        assert isinstance(entry, dict)
+        own.append({name: float(value(e)) for name, e in entry.items()})
+    return [value(e) for e in partial["C"]], [value(e) for e in partial["bias"]], own
