@@ -29,10 +29,11 @@ from elbotree.derivation.families import (
     polynomial,
 )
 from elbotree.derivation.grammar import B
-from elbotree.derivation.special import LogPartition
+from elbotree.derivation.special import LogPartition, Softplus
 
 _INDENT = "    "
 _WIDTH = 118
+_LONG = 80  # operations: longer derivatives are not multiplied out in search of a shorter form
 
 
 class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
@@ -94,8 +95,7 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
     def _print_Pow(self, expr: sp.Expr, rational: bool = False) -> str:
         """Reciprocals as divisions: an array of integers refuses b**(-2)."""
         if expr.exp.is_Integer and expr.exp.is_negative:
-            inner = self.parenthesize(1 / expr, PRECEDENCE["Pow"])
-            return f"(1.0/{inner})"
+            return f"(1.0/{self.parenthesize(1 / expr, PRECEDENCE['Mul'], strict=False)})"
         return str(super()._print_Pow(expr, rational=rational))
 
     def _nest(self, name: str, expr: sp.Expr) -> str:
@@ -270,7 +270,7 @@ def _builder(quantity: str, writers: Sequence[_FamilyWriter]) -> str:
     lines.append(f"{_INDENT}match q.family:")
     for writer in writers:
         lines.append(f'{_INDENT * 2}case "{writer.family.name}":')
-        lines += [_INDENT * 3 + line for line in getattr(writer, quantity)()]
+        lines += [_INDENT * 3 + line for line in writer.cases[quantity]]
     lines.append(f"{_INDENT}raise rt.posteriors.unknown_family(q.family, FAMILIES)")
     return "\n".join(part for line in lines for part in fold(line))
 
@@ -278,17 +278,17 @@ def _builder(quantity: str, writers: Sequence[_FamilyWriter]) -> str:
 class _FamilyWriter:
     """Writes what one family contributes: its functions, and its case in every public builder.
 
-    The cases are written first (each asks for the functions that it needs by `_pieces`), then `functions` lists them.
+    The cases are written first (each asks for the functions that it needs by `_pieces`), then `functions` lists them
+    in the order of the builders.
     """
 
     def __init__(self, family: Family) -> None:
         self.family = family
         self._functions: dict[str, str] = {}
+        self.cases: dict[str, list[str]] = {quantity: getattr(self, quantity)() for quantity in _BUILDERS}
 
     def functions(self) -> list[str]:
-        """All functions that the cases refer to, in the order of the builders."""
-        for quantity in _BUILDERS:
-            getattr(self, quantity)()
+        """All functions that the cases refer to."""
         return [*self._law(), *self._functions.values()]
 
     # -- the public builders' cases ------------------------------------------------------------------------------
@@ -507,10 +507,14 @@ class _FamilyWriter:
 
 
 def _slope(expression: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
-    """The derivative, multiplied out when that makes it shorter."""
+    """The derivative, in the shortest of three forms: as it comes, multiplied out, and that with softplus(-x) written as
+    softplus(x) - x where this removes softplus altogether."""
     plain = sp.diff(expression, symbol)
+    if plain.count_ops() > _LONG:
+        return plain
     wide = sp.expand(plain)
-    return wide if wide.count_ops() < plain.count_ops() else plain
+    odd = sp.expand(wide.replace(Softplus, lambda x: Softplus(-x) - (-x) if x.could_extract_minus_sign() else Softplus(x)))
+    return min((plain, wide) if odd.has(Softplus) else (plain, wide, odd), key=lambda form: form.count_ops())
 
 
 def _join(texts: Sequence[str]) -> str:

@@ -24,6 +24,8 @@ PRECISION = sp.Symbol("precision", nonnegative=True)
 REAL_LINE = (-sp.oo, sp.oo)
 HALF_LINE = (sp.Integer(0), sp.oo)
 
+_SHORT = 40  # operations: longer coefficients are left as they stand, since factoring them takes seconds
+
 #: remainders: what quadrature adds to the closed part of K
 CROSS_ENTROPY = "cross_entropy"  # -E_Q[log p(beta)]
 LOG_RATIO = "log_ratio"  # E_Q[log dbase/dprior]
@@ -158,9 +160,9 @@ def _against_normal(mean: sp.Expr, variance: sp.Expr) -> sp.Expr:
 
 def _bernoulli() -> Family:
     (c,) = C[:1]
-    s, masses = Sigmoid(c), (-Softplus(c), c - Softplus(c))
+    s, masses = Sigmoid(c), (-Softplus(c), -Softplus(-c))
     log_p = sp.symbols("log_p0 log_p1", real=True)
-    terms = zip((1 - s, s), masses, log_p, strict=True)
+    terms = zip((Sigmoid(-c), s), masses, log_p, strict=True)
     kl = sp.expand(sum(mass * (log_q - log_prior) for mass, log_q, log_prior in terms))
     return Family(
         name="bernoulli",
@@ -171,7 +173,7 @@ def _bernoulli() -> Family:
         support=(sp.Integer(0), sp.Integer(1)),
         points=(sp.Integer(0), sp.Integer(1)),
         log_masses=masses,
-        entropy=Softplus(c) - c * s,
+        entropy=Sigmoid(-c) * Softplus(c) + s * Softplus(-c),
         divergences=(Divergence("*", kl),),
     )
 
@@ -326,6 +328,9 @@ def polynomial(expression: sp.Expr, uses: tuple[int, ...], c: tuple[sp.Symbol, .
     if len(uses) > 1 or not expression.is_polynomial(c[uses[0]]):
         return None
     symbol = c[uses[0]]
-    degree = sp.degree(sp.expand(expression), symbol)
+    # The degree at one generic point of the other symbols: far cheaper than expanding with all of them.
+    others = sorted(expression.free_symbols - {symbol}, key=str)
+    generic = expression.subs({other: sp.Rational(2 * i + 3, 7 + 4 * i) for i, other in enumerate(others)})
+    degree = sp.degree(sp.expand(generic), symbol)
     taylor = [(sp.diff(expression, symbol, k) / sp.factorial(k)).subs(symbol, 0) for k in range(degree + 1)]
-    return (taylor[0], *(sp.factor(coefficient) for coefficient in taylor[1:]))
+    return tuple(sp.factor(t) if k and t.count_ops() < _SHORT else t for k, t in enumerate(taylor))
