@@ -104,6 +104,8 @@ def _all() -> dict[str, Spec]:
     exponential: Spec = {"family": "exponential"}
     scale: Spec = {"family": "normal_scale"}
     mixed = [bernoulli3[0], ({"family": "normal", "std": 0.6}, MIXTURE), (exponential, GAMMA), (scale, NORMAL)]
+    continuous = _build(210, (3, 3), "relu", [EXPONENTIAL, *b3[:1], NORMAL], bernoulli2, noise=0.4)
+    continuous["input"]["B"] = [[0.5 * v for v in row] for row in continuous["input"]["B"]]
     return {
         "relu": _build(100, (3, 3), "relu", b3, bernoulli3),
         "tanh-offsets": _build(110, (4, 3), "tanh", b3, bernoulli3, offsets=True, noise=0.5),
@@ -122,7 +124,7 @@ def _all() -> dict[str, Spec]:
         ),
         "sharp": _build(190, (3, 3), "relu", b3, bernoulli3, sharp=6.0, noise=0.1, offsets=True),
         "flat": _build(200, (3, 3), "gelu", b3, [*bernoulli2, (normal, NORMAL)], sharp=0.1, sigma=0.9),
-        "continuous-input": _build(210, (3, 3), "relu", [EXPONENTIAL, *b3[:1], NORMAL], bernoulli2, noise=0.4),
+        "continuous-input": continuous,
         "continuous-mixed": _build(
             220, (2, 2), "tanh", [UNIFORM, MIXTURE], [_tilted(1.0, SLAB), (normal, MIXTURE)], noise=0.5, offsets=True
         ),
