@@ -44,7 +44,8 @@ class TrainingKernels(Protocol):
     def mean(self, j: int, q: Posterior) -> Integrand: ...
     def variance(self, j: int, q: Posterior) -> tuple[Integrand, ...]: ...
     def evaluate(self, law: Expectations, p: Problem) -> dict[str, Estimate]: ...
-    def encoder_gradient(self, law: Expectations, p: Problem) -> dict[str, list[object]]: ...
+    def dL_dC(self, law: Expectations, p: Problem) -> list[Estimate]: ...
+    def dL_domega(self, law: Expectations, p: Problem) -> list[dict[str, Estimate]]: ...
 
 
 @dataclass(frozen=True)
@@ -407,8 +408,9 @@ class _Objective:
         law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.05)
         problem = Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
         loss = self.kernels.evaluate(law, problem)["L"]
-        partial = self.kernels.encoder_gradient(law, problem)
-        gradient = self.coordinates.pull_back(encoder, *_plain(partial))
+        rows = [e.value for e in self.kernels.dL_dC(law, problem)]  # (t, n2 + 1) each, the last column for the bias
+        own = [{name: float(e.value) for name, e in named.items()} for named in self.kernels.dL_domega(law, problem)]
+        gradient = self.coordinates.pull_back(encoder, [r[:, :-1] for r in rows], [r[:, -1] for r in rows], own)
         if not np.isfinite(loss.value) or not np.all(np.isfinite(gradient)):
             raise UnsupportedError(
                 "the loss or its gradient is not finite at a trial encoder; give a smaller `tol` or a start"
@@ -432,17 +434,3 @@ class _Objective:
         logger.info("iteration %d: loss %.6f, gradient %.2e", step.iteration, step.loss, step.gradient_norm)
         if self.progress is not None:
             self.progress(step)
-
-
-def _plain(partial: dict[str, list[object]]) -> tuple[list[Array], list[Array], list[dict[str, float]]]:
-    """Values without errors from the kernels' gradient."""
-
-    def value(e: object) -> Array:
-        assert isinstance(e, Estimate)
-        return e.value
-
-    own = []
-    for entry in partial["parameters"]:
-        assert isinstance(entry, dict)
-        own.append({name: float(value(e)) for name, e in entry.items()})
-    return [value(e) for e in partial["C"]], [value(e) for e in partial["bias"]], own
