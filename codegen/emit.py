@@ -551,6 +551,7 @@ def _header(tree: LossTree, psi: str, families: Sequence[str], version: str) -> 
         "",
         "from __future__ import annotations",
         "",
+        "import elbotree.runtime.posteriors  # noqa: F401  (reached as rt.posteriors)",
         "import numpy as np",
         "from scipy import special  # noqa: F401  (some families and nonlinearities use it)",
         "",
