@@ -1,6 +1,6 @@
 """Function sections of a generated kernel module: psi, and the integrands of the posterior families. Sympy expressions
-go in, numpy source comes out, through sympy's own printers, with common subexpressions shared. The leaf functions of the
-tree and the assembly of the module are not here. The text depends on nothing but the arguments.
+go in, numpy source comes out, through sympy's own printers, with common subexpressions shared. The leaf functions of
+the tree and the assembly of the module are not here. The text depends on nothing but the arguments.
 
 The sections expect ``import numpy as np``, ``from scipy import special`` and ``from elbotree import runtime as rt``.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import sympy as sp
 from sympy.printing.numpy import SciPyPrinter
@@ -18,9 +18,9 @@ from sympy.printing.precedence import PRECEDENCE
 
 from elbotree.derivation.activations import Psi, analyse
 from elbotree.derivation.families import (
-    C,
     LOG_RATIO,
     PRIOR_PARAMETERS,
+    C,
     Divergence,
     Family,
     Z,
@@ -42,7 +42,7 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
     What differs from SciPyPrinter is stated method by method; everything else is sympy's own.
     """
 
-    _calls = {
+    _calls: ClassVar[dict[str, str]] = {
         "Sigmoid": "special.expit({0})",
         "Softplus": "np.logaddexp(0.0, {0})",
         "LogSoftplus": "rt.posteriors.log_softplus({0})",
@@ -88,7 +88,9 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
         return repr(float(expr))
 
     def _print_NumberSymbol(self, expr: sp.Expr) -> str:
-        return f"np.{ {'pi': 'pi', 'E': 'e', 'EulerGamma': 'euler_gamma'}[str(expr) if str(expr) != 'exp(1)' else 'E'] }"
+        return (
+            f"np.{ {'pi': 'pi', 'E': 'e', 'EulerGamma': 'euler_gamma'}[str(expr) if str(expr) != 'exp(1)' else 'E'] }"
+        )
 
     _print_Pi = _print_Exp1 = _print_EulerGamma = _print_NumberSymbol
 
@@ -133,7 +135,7 @@ def print_function(
     comment: str,
     quiet: bool = False,
 ) -> str:
-    """Source of one function: positional `arguments`, every other symbol of `result` keyword-only, subexpressions shared.
+    """Source of one function: `arguments` positional, all other symbols keyword-only, subexpressions shared.
 
     result: an expression, or a sequence of them (the function then returns a tuple). comment: stands above, wrapped.
     quiet: compute under np.errstate(all="ignore"), for expressions that evaluate a branch where it is not taken.
@@ -354,9 +356,7 @@ class _FamilyWriter:
         return [f"return {texts[0]}"] if whole else _tuple(texts)
 
     def _by_coordinate(self, quantity: str, letter: str, expression: sp.Expr) -> list[str]:
-        return self._over_r(
-            lambda r: self._by_base(f"{quantity}_c{r}", f"d/dc{r} {letter}", _slope(expression, C[r]))
-        )
+        return self._over_r(lambda r: self._by_base(f"{quantity}_c{r}", f"d/dc{r} {letter}", _slope(expression, C[r])))
 
     def _over_r(self, case: Any) -> list[str]:
         lines: list[str] = []
@@ -507,13 +507,15 @@ class _FamilyWriter:
 
 
 def _slope(expression: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
-    """The derivative, in the shortest of three forms: as it comes, multiplied out, and that with softplus(-x) written as
-    softplus(x) - x where this removes softplus altogether."""
+    """The derivative, in the shortest of three forms: as it comes, multiplied out, and that with softplus(-x) written
+    as softplus(x) - x where this removes softplus altogether."""
     plain = sp.diff(expression, symbol)
     if plain.count_ops() > _LONG:
         return plain
     wide = sp.expand(plain)
-    odd = sp.expand(wide.replace(Softplus, lambda x: Softplus(-x) - (-x) if x.could_extract_minus_sign() else Softplus(x)))
+    odd = sp.expand(
+        wide.replace(Softplus, lambda x: Softplus(-x) - (-x) if x.could_extract_minus_sign() else Softplus(x))
+    )
     return min((plain, wide) if odd.has(Softplus) else (plain, wide, odd), key=lambda form: form.count_ops())
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import sympy as sp
 from sympy.core.relational import Relational
@@ -104,8 +105,8 @@ class Psi:
 
     @cached_property
     def growth(self) -> tuple[sp.Expr | None, sp.Expr | None]:
-        """The least k with psi = O(|b|^k) towards -inf and towards +inf; oo when no power bounds it (exp), None when
-        sympy cannot say."""
+        """The least k with psi = O(|b|^(k + eps)) towards -inf and towards +inf; oo when no power bounds it (exp), None
+        when sympy cannot say."""
         return _order(self.branches[0].expression, -1), _order(self.branches[-1].expression, +1)
 
     @cached_property
@@ -117,7 +118,8 @@ class Psi:
         return None if any(bound is None for bound in bounds) else max(bounds, key=float)
 
     def __str__(self) -> str:
-        return f"{self.text}: {self.expression}; kinks {list(self.kinks)}, jumps {list(self.jumps)}, poles {list(self.poles)}"
+        kinks, jumps, poles = (list(points) for points in (self.kinks, self.jumps, self.poles))
+        return f"{self.text}: {self.expression}; kinks {kinks}, jumps {jumps}, poles {poles}"
 
 
 def activation_names() -> tuple[str, ...]:
@@ -182,12 +184,12 @@ def _classify(name: str, expression: sp.Expr, pieces: tuple[list[Branch], list[s
     branches, gaps = pieces
     kinks, jumps, poles = list(gaps), [], []
     domain = (branches[0].low, branches[-1].high)
-    for left, right in zip(branches, branches[1:], strict=False):
+    for left, right in pairwise(branches):
         at = left.high
         below, above = (_limit(left.expression, at, "-"), _limit(right.expression, at, "+"))
         if not (below.is_finite and above.is_finite):
             poles.append(at)
-        elif sp.simplify(below - above) == 0 or abs(sp.N(below - above)) < 1e-14:
+        elif abs(sp.N(below - above)) < 1e-14:
             kinks.append(at)
         else:
             jumps.append(at)
@@ -197,8 +199,8 @@ def _classify(name: str, expression: sp.Expr, pieces: tuple[list[Branch], list[s
 
 
 def _merge(branches: Sequence[Branch]) -> tuple[list[Branch], list[sp.Expr]]:
-    """Join neighbours that are the same smooth function across their cut; a cut where the expression itself has no value
-    (sin(b)/b at 0) stays as a gap, so that no quadrature node falls on it."""
+    """Join neighbours that are the same smooth function across their cut; a cut where the expression itself has no
+    value (sin(b)/b at 0) stays as a gap, so that no quadrature node falls on it."""
     merged, gaps = [branches[0]], []
     for branch in branches[1:]:
         last = merged[-1]
@@ -222,14 +224,14 @@ def _fractional(expression: sp.Expr, at: sp.Expr) -> bool:
 
 
 def _vanishes(expression: sp.Expr, at: sp.Expr) -> bool:
-    value = expression.subs(B, at)
+    value = elementary(expression).subs(B, at)
     return bool(value.is_zero) or (value.is_number and abs(sp.N(value)) < 1e-14)
 
 
 def _check_constants(expression: sp.Expr, name: str) -> None:
     """Refuse constants that overflow double precision, before they become inf in a kernel."""
     for node in sp.preorder_traversal(expression):
-        if node.is_number and node.is_Number is False or node.is_Rational:
+        if (node.is_number and not node.is_Number) or node.is_Rational:
             size = sp.log(abs(node), 10).evalf(8) if node.is_Rational and node != 0 else abs(node).evalf(8)
             limit = 300 if node.is_Rational else sp.Float("1e300")
             if node != 0 and (not size.is_comparable or size > limit):
@@ -289,14 +291,14 @@ def _roots(expression: sp.Expr, name: str) -> set[sp.Expr]:
     if isinstance(found, sp.FiniteSet):
         return {root for root in found if root.is_real or root.is_comparable}
     raise UnsupportedError(
-        f"psi {name!r}: the points where {expression} = 0 could not be listed (infinitely many, or no closed form), so its "
-        "breaks are unknown; write it with where(), max, min or abs of simpler arguments"
+        f"psi {name!r}: the points where {expression} = 0 could not be listed (infinitely many, or no closed form), so "
+        "its breaks are unknown; write it with where(), max, min or abs of simpler arguments"
     )
 
 
 def _gaps(cuts: Sequence[sp.Expr]) -> list[tuple[sp.Expr, sp.Expr]]:
     edges = [-sp.oo, *cuts, sp.oo]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _inside(low: sp.Expr, high: sp.Expr) -> sp.Rational:
@@ -312,7 +314,7 @@ def _inside(low: sp.Expr, high: sp.Expr) -> sp.Rational:
 
 
 def _branch(expression: sp.Expr, at: sp.Expr) -> sp.Expr:
-    """The smooth expression that a switching one equals around the point `at`: each switch is set as it stands there."""
+    """The smooth expression that a switching one equals around the point `at`: each switch set as it stands there."""
     if not expression.has(*_SWITCHING):
         return expression
     if isinstance(expression, sp.Piecewise):
@@ -357,7 +359,7 @@ def _real_on(branch: sp.Expr, low: sp.Expr, high: sp.Expr) -> bool:
 
 
 def _check_contiguous(branches: Sequence[Branch], name: str) -> None:
-    for left, right in zip(branches, branches[1:], strict=False):
+    for left, right in pairwise(branches):
         if left.high != right.low:
             raise UnsupportedError(
                 f"psi {name!r} is not real between b = {left.high} and b = {right.low}; use where() there"
@@ -365,7 +367,7 @@ def _check_contiguous(branches: Sequence[Branch], name: str) -> None:
 
 
 def _limit(expression: sp.Expr, at: sp.Expr, side: str = "+") -> sp.Expr:
-    value = expression.subs(B, at)
+    value = elementary(expression).subs(B, at)
     if value.is_finite and not _fractional(expression, at):
         return value
     return sp.limit(elementary(expression), B, at, side)

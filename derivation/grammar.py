@@ -40,12 +40,16 @@ def relu(x: sp.Expr) -> sp.Expr:
     return sp.Max(0, x)
 
 
-def leaky_relu(x: sp.Expr, slope: sp.Expr = sp.Rational(1, 100)) -> sp.Expr:
+_ONE = sp.Integer(1)
+_LEAK = sp.Rational(1, 100)
+
+
+def leaky_relu(x: sp.Expr, slope: sp.Expr = _LEAK) -> sp.Expr:
     """max(0, x) + slope min(0, x)."""
     return sp.Max(0, x) + slope * sp.Min(0, x)
 
 
-def elu(x: sp.Expr, alpha: sp.Expr = sp.Integer(1)) -> sp.Expr:
+def elu(x: sp.Expr, alpha: sp.Expr = _ONE) -> sp.Expr:
     """x for x > 0, alpha (e^x - 1) below, written so that no branch overflows where it is not taken."""
     return sp.Max(0, x) + alpha * Expm1(sp.Min(0, x))
 
@@ -60,7 +64,7 @@ def silu(x: sp.Expr) -> sp.Expr:
     return x * Sigmoid(x)
 
 
-def hardtanh(x: sp.Expr, low: sp.Expr = sp.Integer(-1), high: sp.Expr = sp.Integer(1)) -> sp.Expr:
+def hardtanh(x: sp.Expr, low: sp.Expr = -_ONE, high: sp.Expr = _ONE) -> sp.Expr:
     """x clipped to [low, high]."""
     return sp.Min(high, sp.Max(low, x))
 

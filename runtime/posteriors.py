@@ -80,8 +80,8 @@ def _horner(coefficients: tuple[float, ...], c: Array) -> Array:
 def unknown_family(family: str, printed: Sequence[str]) -> InputError:
     """The error for a posterior whose family these kernels were not generated for."""
     return InputError(
-        f"these kernels were generated for {', '.join(printed)}, not for the posterior family {family!r}; generate them "
-        f"again with family={sorted({*printed, family})}"
+        f"these kernels were generated for {', '.join(printed)}, not for the posterior family {family!r}; generate "
+        f"them again with family={sorted({*printed, family})}"
     )
 
 
@@ -148,7 +148,9 @@ class Law:
         centre, spread = self.centre(*c), self.spread(*c)
         edges = np.linspace(*self.reach, 9) if self.reach[0] < 0 else _decaying(self.reach[1])
         panels = _with_marks(edges, _landmarks(around), centre, spread)
-        slope = None if score is None else self.scores[score] if isinstance(score, int) else self.parameter_scores[score]
+        slope = (
+            None if score is None else self.scores[score] if isinstance(score, int) else self.parameter_scores[score]
+        )
         base = np.zeros(len(centre)) if slope is None else _baseline(h, centre, spread)
 
         def integrand(z: Array, i: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -164,9 +166,9 @@ class Law:
 
 @dataclass(frozen=True)
 class TiltedLaw:
-    """density(beta) = base(beta) exp(c beta - precision beta^2 / 2 - Lambda(c)): a mixture's components are tilted one by
-    one and weighted by exp(Lambda_k - Lambda), atoms are summed exactly, and each continuous component is centred and
-    scaled by its own mean and variance."""
+    """density(beta) = base(beta) exp(c beta - precision beta^2 / 2 - Lambda(c)): a mixture's components are tilted one
+    by one and weighted by exp(Lambda_k - Lambda), atoms are summed exactly, and each continuous component is centred
+    and scaled by its own mean and variance."""
 
     base: Prior
     precision: float
@@ -230,7 +232,9 @@ class TiltedLaw:
         def integrand(z: Array, i: NDArray[np.intp]) -> tuple[Array, Array]:
             density = np.exp(log_density(z, i))
             value = weighted(centre[i][:, None] + spread[i][:, None] * z, False, live[i])
-            return np.where(density > 0, density * np.where(density > 0, value, 0.0), 0.0), density * (1 + np.abs(value))
+            return np.where(density > 0, density * np.where(density > 0, value, 0.0), 0.0), density * (
+                1 + np.abs(value)
+            )
 
         def normaliser(z: Array, i: NDArray[np.intp]) -> tuple[Array, Array]:
             density = np.exp(log_density(z, i))
@@ -309,14 +313,14 @@ def _adaptive(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]
     np.add.at(size_total, panels.row, size)
     if not np.all(np.isfinite(value)):
         raise InputError(
-            "a prior has density 0 where the posterior has not, so their KL divergence is infinite; choose a prior whose "
-            "support covers the posterior's"
+            "a prior has density 0 where the posterior has not, so their KL divergence is infinite; choose a prior "
+            "whose support covers the posterior's"
         )
     seen = 0
     for _ in range(_LEVELS):
         seen += len(panels)
         halves = panels.halved
-        fine, fine_size = _rule(integrand, halves)
+        fine, _ = _rule(integrand, halves)
         n = len(panels)
         better = fine[:n] + fine[n:]
         done = np.abs(better - value) <= _TOL * size_total[panels.row]
@@ -332,8 +336,8 @@ def _adaptive(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]
         np.add.at(total, panels.row, value)
         return total
     raise ToleranceError(
-        f"an expectation over a posterior was not resolved by {_LEVELS} halvings ({worst:.1e} left); its prior's log density "
-        "is not piecewise smooth between its breakpoints"
+        f"an expectation over a posterior was not resolved by {_LEVELS} halvings ({worst:.1e} left); its prior's log "
+        "density is not piecewise smooth between its breakpoints"
     )
 
 
@@ -364,8 +368,8 @@ def _with_marks(
 
 
 def _baseline(h: OfBeta, centre: Array, spread: Array, base: Prior | None = None) -> Array:
-    """A value of h inside the law, taken off before a score multiplies it (scores have mean zero): 0 where h is not finite
-    there, or where the law has atoms (h on them is another function)."""
+    """A value of h inside the law, taken off before a score multiplies it: scores have mean zero, so this changes
+    rounding errors only. 0 where h is not finite there."""
     if base is not None and base.continuous_weight == 0:
         points = base.atoms[0]
         nearest = points[np.argmin(np.abs(centre[:, None] - points), axis=1)]

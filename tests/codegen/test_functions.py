@@ -1,5 +1,5 @@
-"""Printed psi and family sections: they run on numpy and scipy alone, mean what the definitions say (scipy's quadrature,
-central differences), stay finite at extreme c, and are the same text every time."""
+"""Printed psi and family sections: they run on numpy and scipy alone, mean what the definitions say (scipy's
+quadrature, central differences), stay finite at extreme c, and are the same text every time."""
 
 from __future__ import annotations
 
@@ -7,18 +7,30 @@ import ast
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import integrate, special, stats
+
 from elbotree import runtime as rt
 from elbotree.codegen.functions import KernelPrinter, family_section, fold, print_expression, psi_section
 from elbotree.derivation.activations import activation_names
 from elbotree.derivation.grammar import B, parse_psi
 from elbotree.runtime import posteriors
 from elbotree.runtime.errors import InputError
-from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Gamma, Laplace, Mixture, Normal, SpikeSlab, Uniform
-from scipy import integrate, special, stats
+from elbotree.runtime.priors import (
+    Bernoulli,
+    Discrete,
+    Exponential,
+    Gamma,
+    Laplace,
+    Mixture,
+    Normal,
+    SpikeSlab,
+    Uniform,
+)
 
 HEADER = "import numpy as np\nfrom scipy import special\nfrom elbotree import runtime as rt\n"
 ALL = ["bernoulli", "normal", "normal_scale", "exponential", "tilted"]
@@ -121,7 +133,7 @@ def test_printer_writes_plain_numpy():
         "0.1*b": "0.1*b",
         "1/b**2": "(1.0/b**2)",
         "sqrt(b)/3 + pi": "0.3333333333333333*np.sqrt(b) + np.pi",
-        "b**(1/3)": "b**0.3333333333333333",
+        "b**(1/3)": "b**(0.3333333333333333)",
         "exp(1/2)*b": "b*np.exp(0.5)",
     }
     assert {text: print_expression(parse_psi(text)) for text in texts} == texts
@@ -131,8 +143,8 @@ def test_printer_writes_plain_numpy():
 # -- families ------------------------------------------------------------------------------------------------------
 
 LAWS = {
-    "normal": (lambda c, q: stats.norm(c, q.parameters["std"]), (-np.inf, np.inf)),
-    "exponential": (lambda c, q: stats.expon(scale=np.logaddexp(0, c)), (0, np.inf)),
+    "normal": lambda c, q: stats.norm(c, q.parameters["std"]),
+    "exponential": lambda c, q: stats.expon(scale=np.logaddexp(0, c)),
 }
 MIX = Mixture([0.3, 0.7], [Normal(0, 0.2), Normal(1, 1.0)])
 NUMERIC = [
@@ -149,16 +161,18 @@ NUMERIC = [
 
 @pytest.mark.parametrize(("q", "prior"), NUMERIC)
 def test_kl_is_its_integral(kernels, q, prior):
-    make, (low, high) = LAWS[q.family]
+    make = LAWS[q.family]
     c = np.array([-1.5, 0.2, 2.0])
     found = total(kernels.kl(0, q, prior), c)
     for got, at in zip(found, c, strict=True):
         law = make(at, q)
         low_, high_ = (law.ppf(1e-14), law.isf(1e-14))
-        cuts = [x for x in sorted({low_, *prior.breakpoints, law.mean(), -0.5, 0.0, 0.5, 1.0, high_}) if low_ <= x <= high_]
+        cuts = [
+            x for x in sorted({low_, *prior.breakpoints, law.mean(), -0.5, 0.0, 0.5, 1.0, high_}) if low_ <= x <= high_
+        ]
         expected = sum(
             integrate.quad(lambda x, law=law: law.pdf(x) * (law.logpdf(x) - prior.logpdf(x)), a, z, epsabs=1e-13)[0]
-            for a, z in zip(cuts[:-1], cuts[1:], strict=True)
+            for a, z in pairwise(cuts)
         )
         assert got == pytest.approx(expected, rel=1e-9, abs=1e-10)
 
@@ -189,7 +203,7 @@ def test_tilted_kl_is_its_definition(kernels, base, prior):
     cuts = [x for x in cuts if max(-9.0, base.support[0]) <= x <= min(9.0, base.support[1])]
 
     def integral(h):
-        pairs = zip(cuts[:-1], cuts[1:], strict=True)
+        pairs = pairwise(cuts)
         return sum(integrate.quad(lambda x: float(np.exp(base.logpdf(x))) * tilt(x) * h(x), a, z)[0] for a, z in pairs)
 
     rest = integral(lambda x: 1.0) if base.continuous_weight else 0.0
@@ -252,8 +266,8 @@ def test_derivatives_in_the_posteriors_parameters(kernels, q, prior):
             np.testing.assert_allclose(total(slopes[name], *c), difference(value, 1e-3), rtol=1e-8, atol=3e-10)
 
 
-def spec_with(prior, name, index, h):
-    """The prior with one parameter moved by h, without renormalising: through its log density's own definition."""
+def spec_with(prior, name, h):
+    """The prior with one scalar parameter moved by h."""
     spec = prior.spec()
     where, (*path, last) = spec, name.split(".")
     for key in path:
@@ -269,7 +283,7 @@ def test_derivatives_in_the_priors_parameters(kernels, q, prior):
     assert set(slopes) == set(prior.parameters())
     for name, value in prior.parameters().items():
         if np.ndim(value) == 0:
-            expected = difference(lambda h, name=name: total(kernels.kl(0, q, spec_with(prior, name, None, h)), *c), 1e-3)
+            expected = difference(lambda h, name=name: total(kernels.kl(0, q, spec_with(prior, name, h)), *c), 1e-4)
             np.testing.assert_allclose(total(slopes[name], *c), expected, rtol=1e-7, atol=1e-9)
         else:  # scaling all masses by a factor moves log p by its log, and K by -1 per unit
             assert len(slopes[name]) == len(value)
@@ -288,7 +302,11 @@ def test_mass_derivative_one_by_one(kernels):
 def test_extreme_parameters_are_finite_and_silent(kernels, q, prior):
     c = (EXTREME, EXTREME[::-1]) if q.family == "normal_scale" else (EXTREME,)
     with np.errstate(all="raise", under="ignore"):
-        found = [total((kernels.mean(0, q),), *c), total(kernels.variance(0, q), *c), total(kernels.kl(0, q, prior), *c)]
+        found = [
+            total((kernels.mean(0, q),), *c),
+            total(kernels.variance(0, q), *c),
+            total(kernels.kl(0, q, prior), *c),
+        ]
         for r in range(len(c)):
             found += [total(kernels.mean_derivative(0, q, r), *c), total(kernels.kl_derivative(0, q, prior, r), *c)]
     assert all(np.isfinite(values).all() for values in found)
@@ -336,7 +354,11 @@ def test_text_is_deterministic_across_hash_seeds():
     )
     runs = [
         subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
         ).stdout
         for seed in ("1", "2")
     ]
@@ -351,7 +373,9 @@ def test_text_is_readable():
     assert "sympy" not in text
     lines = text.splitlines()
     functions = [i for i, line in enumerate(lines) if line.startswith("def ")]
-    public = {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and ast.get_docstring(node)}
+    public = {
+        node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and ast.get_docstring(node)
+    }
     for i in functions:
         name = lines[i].removeprefix("def ").split("(")[0]
         assert name in public or lines[i - 1].startswith("# "), name

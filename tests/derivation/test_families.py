@@ -5,13 +5,14 @@ from __future__ import annotations
 import mpmath
 import pytest
 import sympy as sp
+
 from elbotree.derivation.families import (
     BETA,
-    C,
     LOG_BASE,
     PRECISION,
     PRIOR_PARAMETERS,
     STD,
+    C,
     Z,
     family_names,
     get_family,
@@ -74,7 +75,7 @@ def test_bernoulli_is_the_finite_sum():
     assert number(family.divergences[0].closed, AT | log_p) == pytest.approx(expected, rel=1e-14)
 
 
-# -- tilted: Lambda of a finite base is a finite sum, so everything can be checked exactly --------------------------------
+# -- tilted: Lambda of a finite base is a finite sum, so everything can be checked exactly
 
 
 def finite_log_partition(expression):
@@ -137,7 +138,9 @@ def test_standard_form_and_scores(name):
     family = get_family(name)
     assert not family.standard_log_density().has(*family.c, STD)  # a location-scale family
     beta = family.centre + family.spread * Z
-    for symbol, score in zip((*family.c, *family.parameters), (*family.scores(), *family.parameter_scores().values()), strict=True):
+    for symbol, score in zip(
+        (*family.c, *family.parameters), (*family.scores(), *family.parameter_scores().values()), strict=True
+    ):
         at = AT | {Z: 0.6}
         direct = sp.diff(family.log_density, symbol).subs(BETA, beta)
         assert number(score, at) == pytest.approx(number(direct, at), rel=1e-13)
