@@ -18,12 +18,12 @@ def read_only_array(value: object, name: str, dimensions: int) -> Array:
     """A float64 copy of `value` that nobody can change; InputError names the entry that is ragged or not a number."""
     if not isinstance(value, np.ndarray):
         _check_nested(value, name, dimensions)
+    elif value.dtype.kind not in "fiu":
+        raise InputError(f"`{name}` has type {value.dtype}; it must be an array of real numbers")
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"`{name}` must be an array of numbers of shape {_shape_text(dimensions)}") from None
-    if np.iscomplexobj(value) or (isinstance(value, np.ndarray) and value.dtype.kind == "b"):
-        raise InputError(f"`{name}` has type {np.asarray(value).dtype}; it must be real numbers")
     if array.ndim != dimensions:
         raise InputError(f"`{name}` has shape {array.shape}; it must have shape {_shape_text(dimensions)}")
     if not np.isfinite(array).all():

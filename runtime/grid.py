@@ -135,8 +135,8 @@ def _require_memory(counts: Sequence[int], eps: float) -> None:
     if needed > MEMORY_LIMIT:
         wanted = eps * (needed / MEMORY_LIMIT) ** (1 / len(counts))
         raise UnsupportedError(
-            f"the grid method would need {needed / 2**30:,.3g} GiB for a grid of {' x '.join(map(str, counts))} points; "
-            f'the limit is {MEMORY_LIMIT / 2**30:g} GiB. Use eps >= {wanted:.2g}, or method="spectral"'
+            f"the grid method would need {needed / 2**30:,.3g} GiB for a grid of {' x '.join(map(str, counts))} "
+            f'points; the limit is {MEMORY_LIMIT / 2**30:g} GiB. Use eps >= {wanted:.2g}, or method="spectral"'
         )
 
 
@@ -271,8 +271,8 @@ class GridExpectations:
         values = np.asarray(g(*(axis[index] for axis, index in zip(law.points, where, strict=True))))
         if not np.isfinite(values).all():
             raise UnsupportedError(
-                "the grid method met a value that is not finite: psi or an integrand has a pole where the law has mass, "
-                "or overflows on the grid; the expectation may not exist"
+                "the grid method met a value that is not finite: psi or an integrand has a pole where the law has "
+                "mass, or overflows on the grid; the expectation may not exist"
             )
         return float(np.sum(law.mass[where] * values))
 

@@ -393,7 +393,7 @@ class Uniform(Prior):
         far = np.maximum(s * self.high, s * self.low) + np.log(-np.expm1(-2 * z) / (2 * z))  # middle + |s| d = an end
         y = np.minimum(x, 0.05) ** 2  # log(sinh x / x) by its series where it is a difference of nearly equal numbers
         near = s * middle + y * (1 / 6 - y * (1 / 180 - y * (1 / 2835 - y / 37800)))
-        return np.where(x < 0.05, near, far)
+        return np.asarray(np.where(x < 0.05, near, far))
 
     def _tilt(self, c: Array, precision: float, top: int) -> list[Array]:
         out = interval_cumulants(c, precision, self.low, self.high, top)
@@ -413,7 +413,7 @@ class Uniform(Prior):
         return ((self.low, self.high),)
 
     def cdf(self, x: ArrayLike) -> Array:
-        return np.clip((np.asarray(x, dtype=np.float64) - self.low) / (self.high - self.low), 0.0, 1.0)
+        return np.asarray(np.clip((np.asarray(x, dtype=np.float64) - self.low) / (self.high - self.low), 0.0, 1.0))
 
     def sample(self, rng: np.random.Generator, size: int) -> Array:
         return rng.uniform(self.low, self.high, size)
@@ -582,7 +582,7 @@ class _Sum(Prior):
         return min(continuous) if continuous else (math.sqrt(self.variance()) or 1.0)
 
     def cdf(self, x: ArrayLike) -> Array:
-        return np.minimum(np.asarray(sum(weight * part.cdf(x) for weight, part in self._live)), 1.0)
+        return np.asarray(np.minimum(sum(weight * part.cdf(x) for weight, part in self._live), 1.0))
 
     def sample(self, rng: np.random.Generator, size: int) -> Array:
         weights = np.array([weight for weight, _ in self._live])

@@ -56,14 +56,14 @@ def problem_from_dict(data: object, folder: Path | None) -> Problem:
             f"`layer.psi` is {layer_fields['psi']!r}; it must be text, a name such as 'relu' or an expression"
         )
     layer = at("layer", Layer, layer_fields)
-    models = [at(name, FeatureModel, part(top[name], name, _MODEL)) for name in ("input", "model")]
+    inputs, model = (at(name, FeatureModel, part(top[name], name, _MODEL)) for name in ("input", "model"))
     entries = top["encoder"]
     if not isinstance(entries, list):
         raise InputError("`encoder` must be a list of objects, one a feature of the model")
     posteriors = [
         at(f"encoder[{j}]", Posterior, part(entry, f"encoder[{j}]", _POSTERIOR)) for j, entry in enumerate(entries)
     ]
-    return Problem(layer, *models, Encoder(posteriors))
+    return Problem(layer, inputs, model, Encoder(posteriors))
 
 
 def _prefixed(message: str, where: str) -> str:

@@ -119,9 +119,9 @@ def read_array(reference: Mapping[str, Any], where: str, folder: Path) -> Array:
 
     `file` is a plain name beside the problem file in `folder`: no folders, no "..", no absolute path, no link.
     """
-    for key in reference:
-        if key not in ("file", "key"):
-            raise InputError(f"{where} has the key {key!r}; an array in a file has the keys 'file' and 'key'")
+    for given in reference:
+        if given not in ("file", "key"):
+            raise InputError(f"{where} has the key {given!r}; an array in a file has the keys 'file' and 'key'")
     name, key = reference.get("file"), reference.get("key")
     if not isinstance(name, str) or not isinstance(key, str):
         raise InputError(f'{where} must be {{"file": "weights.safetensors", "key": "A"}}, two texts')
@@ -226,7 +226,7 @@ def save_folder(folder: str | Path, cfg: Mapping[str, Any], arrays: Mapping[str,
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror or error}; choose another place") from None
-    content = save({name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()})
+    content = save({name: np.array(array, dtype=np.float64, order="C") for name, array in arrays.items()})
     text = _json_bytes({**cfg, DIGEST: hashlib.sha256(content).hexdigest()}, folder / CFG)
     write_atomic(folder / MODEL, content)
     write_atomic(folder / CFG, text)
