@@ -1,5 +1,5 @@
-"""From the derived tree to numpy: lower a node's expression to calls of the runtime's engines (`lower`), print them with psi's
-and the families' functions as a module (`emit`, `functions`), and hold it compiled in memory (`kernels`)."""
+"""From the derived tree to numpy: lower a node's expression to calls of the runtime's engines (`lower`), print them
+with psi's and the families' functions as a module (`emit`, `functions`), and hold it compiled in memory (`kernels`)."""
 
 from __future__ import annotations
 

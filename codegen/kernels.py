@@ -84,9 +84,9 @@ class Kernels:
 def _load(source: str) -> ModuleType:
     """Compile and run generated text as a module; its source stays reachable through linecache, without a file.
 
-    Why exec is safe here: the text comes from `emit.module_source` (or `psi_section`), printed from sympy expressions by
-    our own printer. What a user gives, psi's text and names of families, gets there only as sympy expressions parsed by
-    a whitelist grammar, or as names found in our registries.
+    Why exec is safe here: the text comes from `emit.module_source` (or `psi_section`), printed from sympy expressions
+    by our own printer. What a user gives, psi's text and names of families, gets there only as sympy expressions parsed
+    by a whitelist grammar, or as names found in our registries.
     """
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     name, filename = f"elbotree_kernels_{digest}", f"<elbotree kernels {digest}>"

@@ -227,7 +227,7 @@ def _by_value(tree: LossTree) -> Expr:
 
 @lru_cache(maxsize=4)
 def derive_gradient(tree: LossTree) -> Gradient:
-    """The derivative of L in every parameter, as nodes. f stays whole (T1 is not opened): nothing below it is trained."""
+    """The derivative of L in every parameter, as nodes. f stays whole: nothing below T1 is trained."""
     nodes = []
     loss = loss_from(tree, "L", ("T1",))
     for by in PARAMETERS:

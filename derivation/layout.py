@@ -1,6 +1,6 @@
 """Formulae as boxes, and two ways to write boxes down: one line of Unicode text, and LaTeX.
 
-`boxes` knows how the derivation's symbols look; the writers know nothing of the mathematics. MathML has its own module."""
+`boxes` knows how the derivation's symbols look; the writers know nothing of the mathematics. MathML is `mathml`'s."""
 
 from __future__ import annotations
 

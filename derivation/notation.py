@@ -5,10 +5,11 @@ nonsense such as a vector plus a scalar. No rewriting happens here (see `rules`)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import sympy
 
-Expr = sympy.Expr
+Expr: TypeAlias = sympy.Expr
 
 
 class Vector(sympy.Symbol):  # type: ignore[misc]

@@ -71,7 +71,7 @@ def draw(tree: LossTree) -> str:
 
 
 def law_text(law: JointLaw) -> str:
-    """A joint law in words: the projections, the lattice's dimensions, the linear factors, and the paper's dimensions."""
+    """A joint law in words: projections, the lattice's dimensions, linear factors, the paper's dimensions."""
     if law.dimension == 0:
         return "none (moments of y at most)"
     names = [text(part) for part in law.projections]

@@ -1,8 +1,8 @@
 """Named rewrite rules, one function a rule, and the two ways to apply them.
 
 Each rule takes one subexpression and returns its rewriting, or raises `RuleError` when its preconditions fail. Its
-docstring opens with the arrow `lhs -> rhs`; preconditions follow. `everywhere` applies a rule wherever it fits and raises
-when it fits nowhere: a step of the derivation that does nothing is a mistake in the derivation.
+docstring opens with the arrow `lhs -> rhs`; preconditions follow. `everywhere` applies a rule wherever it fits and
+raises when it fits nowhere: a step of the derivation that does nothing is a mistake in the derivation.
 
     kl_of_products               KL(prod_j Q_j || prod_j P_j) -> sum_j KL(Q_j || P_j)
     name_divergence              KL(Q'_j(.; c_j) || P_2j) -> K_j(c_j)
@@ -13,7 +13,7 @@ when it fits nowhere: a step of the derivation that does nothing is a mistake in
     name_mean                    E_z[beta_j] -> s_j(c_j)
     spread_of_independent_sum    E_z|sum_j (beta_j - s_j) b_j|^2 -> sum_j |b_j|^2 V_j(c_j)
     expand_squared_norm          |a + v|^2 -> |a|^2 + 2 <a, v> + |v|^2
-    bilinearity                  <a, sum_i c_i v_i> -> sum_i c_i <a, v_i>,   |sum_i c_i v_i|^2 -> sum_ik c_i c_k <v_i, v_k>
+    bilinearity                  <a, sum_i c_i v_i> -> sum_i c_i <a, v_i>, |sum_i c_i v_i|^2 -> sum_ik c_i c_k <v_i,v_k>
     gram                         <b_j, b_k> -> H_jk
     layer                        f -> y + w psi(b)
 
@@ -300,7 +300,7 @@ def gram_of_columns(expr: Expr) -> Expr:
 def sift(expr: Expr) -> Expr:
     """sum_j delta_jl g_j -> g_l
 
-    Precondition: the sum runs over all features, and its body is a product with a Kronecker delta in an index of the sum.
+    Precondition: the sum runs over all features, its body a product with a Kronecker delta in an index of the sum.
     """
     if isinstance(expr, sympy.Sum):
         for factor in sympy.Mul.make_args(expr.function):

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import networkx
 import sympy
@@ -78,7 +78,7 @@ class Node:
     law: JointLaw
     cost: Expr
     children: tuple[str, ...] = ()
-    factor: Expr = sympy.Integer(1)
+    factor: Expr = sympy.S.One
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ SPLITS: dict[str, Split] = {
 PLACES: dict[str, tuple[str, str]] = {
     "L": (
         "Lemma 2.2, Definition 2.3, Theorem 3.1",
-        "The paper's second term lacks the expectation over x1 and z2 (errata 3). The model has an offset mu2, zero in the paper.",
+        "The paper's second term lacks the expectation over x1 and z2 (errata 3). The offset mu2 is zero in the paper.",
     ),
     "R1": ("(6), first term", "The text calls it the third term (errata 11)."),
     "R2": ("(6), second term", "The paper has sigma2 for sigma2^2: sigma2 is a standard deviation here (errata 2)."),

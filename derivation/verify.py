@@ -1,8 +1,8 @@
 """Check the derivation exactly: in a small explicit world (two coordinates, two features, laws on finitely many points,
-every number a symbol) an expectation is a finite sum, and both sides of an identity are ordinary polynomials and logarithms.
+every number a symbol) an expectation is a finite sum, and both sides of an identity are polynomials and logarithms.
 
 Nothing of the rules is used here: `instantiate` reads an expression by the definitions of its symbols alone. For the
-gradient, s_j, V_j, K_j are arbitrary smooth functions, and the other side is sympy's own derivative of the explicit L."""
+gradient, s_j, V_j, K_j are arbitrary smooth functions, and the other side is sympy's derivative of the explicit L."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Report:
 
 
 class Smooth(sympy.Function):  # type: ignore[misc]
-    """Smooth(name, x, ...): an arbitrary smooth function of x, ...; the name ends in the arguments differentiated by."""
+    """Smooth(name, x, ...): an arbitrary smooth function; the name ends in the arguments differentiated by."""
 
     def fdiff(self, argindex: int = 1) -> Expr:
         name, *point = self.args
@@ -140,7 +140,7 @@ class State:
     def index(self, symbol: Expr) -> int:
         if symbol.is_Integer:
             return int(symbol)
-        return dict(self.indices)[symbol]
+        return int(dict(self.indices)[symbol])
 
 
 def instantiate(expr: Expr, world: World, state: State | None = None) -> Any:
@@ -201,7 +201,7 @@ def _sum(expr: Expr, world: World, state: State) -> Any:
 
 
 def _kl(expr: Expr, world: World, state: State) -> Any:
-    q, p = expr.args
+    q, _ = expr.args
     if isinstance(q, nt.ProductLaw):
         total = sympy.Integer(0)
         for z in _latents():

@@ -1,6 +1,6 @@
-"""A tiny engine and a tiny oracle for testing kernels: x1 lives on finitely many points, so every expectation is a finite
-sum. The engine serves the kernels' protocol; the oracle computes the ELBO from its definition, E[log Q - log P - log N],
-by summing over x1 and over quadrature nodes of every latent coordinate. They share no formula."""
+"""A tiny engine and a tiny oracle for testing kernels: x1 lives on finitely many points, so every expectation is a
+finite sum. The engine serves the kernels' protocol; the oracle computes the ELBO from its definition,
+E[log Q - log P - log N], by summing over x1 and over quadrature nodes of every latent coordinate."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Feature:
     base: tuple[np.ndarray, np.ndarray] | None = None
 
     def nodes(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(beta, weight, log q): sum of weight * g(beta) is E_Q[g] for polynomials g up to degree 5; the loss has degree 2."""
+        """(beta, weight, log q): sum of weight * g(beta) is E_Q[g] up to degree 5 (the loss has degree 2)."""
         if self.family == "bernoulli":
             p = 1 / (1 + np.exp(-c[0]))
             return np.array([0.0, 1.0]), np.array([1 - p, p]), np.log([1 - p, p])
