@@ -15,7 +15,7 @@ from elbotree.derivation.notation import Expr
 
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 
-# Sums print the terms of the loss in the order in which the paper writes them: squared norms, then cross terms.
+# How loosely an expression holds together.
 _SUM, _PRODUCT, _ATOM = 1, 2, 3
 
 
@@ -39,8 +39,9 @@ def _row(*content: str) -> str:
     return _tag("mrow", *content)
 
 
-def _operator(text: str) -> str:
-    return _tag("mo", escape(text))
+def _operator(text: str, stretchy: bool = True) -> str:
+    fixed = "" if stretchy else ' stretchy="false"'
+    return f"<mo{fixed}>{escape(text)}</mo>"
 
 
 def _identifier(text: str, upright: bool = False, bold: bool = False) -> str:
@@ -54,7 +55,9 @@ def _sub(base: str, *index: str) -> str:
 
 
 def _fence(content: str, left: str = "(", right: str = ")") -> str:
-    return _row(_operator(left), content, _operator(right))
+    # Brackets grow around tall content only: many fonts stretch them around any index otherwise.
+    tall = any(f"<{element}>" in content for element in ("mfrac", "munderover", "munder"))
+    return _row(_operator(left, tall), content, _operator(right, tall))
 
 
 def _call(head: str, *arguments: str) -> str:
@@ -150,6 +153,10 @@ def _(expr: sympy.Mul) -> str:
         return _row(_operator("−"), _at_least(-expr, _PRODUCT))
     above, below = expr.as_numer_denom()
     if below != 1:
+        light = [x for x in sympy.Mul.make_args(above) if x.is_Atom and nt.rank(x) == 0]
+        heavy = sympy.Mul(*(x for x in sympy.Mul.make_args(above) if x not in light))
+        if light and heavy != 1:
+            return _row(_tag("mfrac", math(sympy.Mul(*light)), math(below)), _at_least(heavy, _PRODUCT))
         return _tag("mfrac", math(above), math(below))
     # Scalars stand before vectors and before what varies; big sums come last, so that nothing falls under them.
     factors = sorted(
@@ -167,8 +174,11 @@ def _(expr: sympy.Pow) -> str:
         return _tag("mfrac", "<mn>1</mn>", math(base**-exponent))
     if exponent == sympy.Rational(1, 2):
         return _tag("msqrt", math(base))
-    plain = isinstance(base, (sympy.Symbol, sympy.Integer))
-    return _tag("msup", math(base) if plain else _fence(math(base)), math(exponent))
+    plain = isinstance(base, (sympy.Symbol, sympy.Integer, nt.Psi, nt.FeatureTerm))
+    inner = math(base) if plain else _fence(math(base))
+    if isinstance(base, sympy.Symbol) and inner.startswith("<msub>"):
+        return _tag("msubsup", inner.removeprefix("<msub>").removesuffix("</msub>"), math(exponent))
+    return _tag("msup", inner, math(exponent))
 
 
 @math.register
@@ -283,7 +293,9 @@ def _(expr: nt.KL) -> str:
 @math.register
 def _(expr: nt.NormalDensity) -> str:
     point, mean, sigma = (math(argument) for argument in expr.args)
-    inside = _row(point, _operator(";"), mean, _operator(","), _tag("msup", sigma, "<mn>2</mn>"), _identifier("I", bold=True))
+    inside = _row(
+        point, _operator(";"), mean, _operator(","), _tag("msup", sigma, "<mn>2</mn>"), _identifier("I", bold=True)
+    )
     return _row(_identifier("𝒩", upright=True), _fence(inside))
 
 

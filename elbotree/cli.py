@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from elbotree.runtime.training import Step
     from elbotree.runtime.values import Values
 
 
@@ -58,7 +59,12 @@ class _Verbs(click.Group):
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _FORMAT = click.option(
-    "--format", "style", type=click.Choice(["rich", "plain", "json"]), default="rich", show_default=True, help="How to print."
+    "--format",
+    "style",
+    type=click.Choice(["rich", "plain", "json"]),
+    default="rich",
+    show_default=True,
+    help="How to print.",
 )
 _PATH = click.Path(path_type=Path)
 
@@ -76,7 +82,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--node", metavar="NAME", help="One node alone (L, R1, ..., U3): formula, rule, place in the paper, joint law.")
+@click.option(
+    "--node", metavar="NAME", help="One node alone (L, R1, ..., U3): formula, rule, place in the paper, joint law."
+)
 @click.option(
     "--format",
     "style",
@@ -98,7 +106,15 @@ def derive(node: str | None, style: str) -> None:
 
     with _progress("deriving the loss"):
         tree = derive_tree()
-    _print(tree_text(tree, node, style))
+    text = tree_text(tree, node, style)
+    if style == "rich" and sys.stdout.isatty():
+        from rich.text import Text
+
+        drawn = Text(text)
+        drawn.highlight_regex(r"\b([RSTU][123]|L)\b(?=\s+=|$)", "bold cyan")
+        _console().print(drawn, soft_wrap=True)
+    else:
+        _print(text)
 
 
 @main.command()
@@ -176,7 +192,7 @@ def fit(problem: Path, features: int | None, family: str, tol: float, out: Path 
 
     layer, p1 = read_layer_and_input(problem)
     with _progress("fitting") as tell:
-        fitted = elbotree.fit(layer, p1, features=features, family=family, tol=tol, progress=tell)
+        fitted = elbotree.fit(layer, p1, features, family, tol, progress=lambda step: tell(_step_text(step)))
     if out is not None:
         fitted.save(out)
         _note(f"saved the fit in {out}")
@@ -255,6 +271,10 @@ def doctor(style: str) -> None:
 
 def _print(text: str) -> None:
     click.echo(text)
+
+
+def _step_text(step: Step) -> str:
+    return f"iteration {step.iteration}, L = {step.loss:.6f}, gradient {step.gradient_norm:.1e}, {step.seconds:.0f} s"
 
 
 def _note(text: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 from elbotree.codegen import Kernels, generate
@@ -59,15 +58,10 @@ class Gradient:
         return f"<Gradient of L = {self.values['L'].value:.10g} in {', '.join(self._parts)}>"
 
 
-@lru_cache(maxsize=64)
-def _generate(psi: str, families: tuple[str, ...]) -> Kernels:
-    return generate(psi=psi, family=families)
-
-
 def kernels_for(layer: Layer, encoder: Encoder) -> Kernels:
-    """The kernels of this layer's psi and of the families that occur in the encoder, generated once for each pair."""
-    psi = layer.psi if isinstance(layer.psi, str) else layer.psi.text
-    return _generate(psi, tuple(dict.fromkeys(posterior.family for posterior in encoder)))
+    """The kernels of this layer's psi and of the families that occur in the encoder."""
+    # A model without features needs no family, but the module wants one.
+    return generate(layer.psi, [posterior.family for posterior in encoder] or "tilted")
 
 
 def evaluate(
@@ -133,8 +127,10 @@ def _engine(problem: Problem, tol: float | None, method: str, eps: float | None)
 
         return GridExpectations(problem.layer, problem.input, problem.encoder, **({} if eps is None else {"eps": eps}))
     from elbotree.runtime.spectral import SpectralExpectations
+    from elbotree.runtime.training import leaf_tolerance
 
-    return SpectralExpectations(problem.layer, problem.input, problem.encoder, tol=tol, model=problem.model)
+    assert tol is not None  # the spectral method has a default
+    return SpectralExpectations(problem.layer, problem.input, problem.encoder, tol=leaf_tolerance(tol, problem))
 
 
 def _sampled(kernels: Kernels, problem: Problem, samples: int, seed: int) -> dict[str, Estimate]:
@@ -156,4 +152,6 @@ def _check_arguments(tol: float | None, method: str, check_samples: int | None, 
     if eps is not None and not (math.isfinite(eps) and eps > 0):
         raise InputError(f"eps is {eps!r}; it must be a positive number, such as 0.01")
     if check_samples is not None and check_samples < 2:
-        raise InputError(f"check_samples is {check_samples!r}; it must be at least 2, so that there is a standard error")
+        raise InputError(
+            f"check_samples is {check_samples!r}; it must be at least 2, so that there is a standard error"
+        )

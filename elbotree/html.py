@@ -67,7 +67,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "")
     """A table whose first column names the row; the others are set as numbers, right-aligned."""
     top = tag("thead", tag("tr", *[tag("th", cell, scope="col") for cell in head]))
     body = [tag("tr", tag("th", row[0], scope="row"), *[tag("td", cell) for cell in row[1:]]) for row in rows]
-    return tag("div", tag("table", tag("caption", caption) if caption else None, top, tag("tbody", *body)), class_="wide")
+    return tag(
+        "div", tag("table", tag("caption", caption) if caption else None, top, tag("tbody", *body)), class_="wide"
+    )
 
 
 def line_chart(x: Sequence[float], y: Sequence[float], *, title: str, x_label: str, y_label: str) -> Markup:
@@ -101,7 +103,9 @@ def line_chart(x: Sequence[float], y: Sequence[float], *, title: str, x_label: s
         tag("text", y_label, x=4, y=-4),
     ]
     label = f"{title}: from {points[0][1]:.6g} to {points[-1][1]:.6g}"
-    return tag("svg", *parts, viewBox=f"0 -18 {width:.0f} {height + 18:.0f}", role="img", aria_label=label, class_="chart")
+    return tag(
+        "svg", *parts, viewBox=f"0 -18 {width:.0f} {height + 18:.0f}", role="img", aria_label=label, class_="chart"
+    )
 
 
 def _ticks(values: Sequence[float], count: int = 5) -> list[float]:

@@ -133,7 +133,9 @@ class Values(Mapping[str, Term]):
         worst = max(misses, key=lambda term: (term.name not in CHILDREN, term.error / max(1.0, abs(term.value))))
         others = [term.name for term in misses if term is not worst]
         also = f" (also missed: {', '.join(others)})" if others else ""
-        helps = "a smaller eps" if self.method == "grid" else "a larger tol, or more noise in the input model (noise_std)"
+        helps = (
+            "a smaller eps" if self.method == "grid" else "a larger tol, or more noise in the input model (noise_std)"
+        )
         raise ToleranceError(
             f"{worst.name} = {worst.value:.10g} has error {worst.error:.1e}, above tol * max(1, |value|) = "
             f"{tol * max(1.0, abs(worst.value)):.1e} at tol = {tol:g}{also}; what would help: {helps}"
@@ -194,7 +196,9 @@ class Values(Mapping[str, Term]):
         table = self.cells()
         widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
         lines = [
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+            "  ".join(
+                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            )
             for row in table
         ]
         return "\n".join([*(line.rstrip() for line in lines), self.caption()])

@@ -1,0 +1,196 @@
+"""Train a layer's model, and keep what training found: the front of `runtime.training`, with the folder format of a fit
+(cfg.json and model.safetensors). The optimiser, the loss and its gradient are elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elbotree.codegen import generate
+from elbotree.runtime.errors import InputError
+from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
+from elbotree.runtime.storage import CFG, MODEL, load_folder, read_array, read_json, save_folder
+from elbotree.runtime.training import Step, train
+from elbotree.runtime.values import Term, Values
+
+FORMAT = "elbotree-fit/1"
+
+#: Arrays that a problem's parts hold; in a fit's folder they stand in model.safetensors under their place's name.
+_ARRAYS = ("A", "w", "u", "offset", "B", "C", "bias")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training found for one layer.
+
+    problem    layer, input model, fitted model and encoder: what `evaluate` and `gradient` take
+    values     the twelve terms at the fit
+    history    one `Step` an accepted iteration: loss, error, gradient_norm, noise_std, tol, seconds
+    message    why training ended
+    """
+
+    problem: Problem
+    values: Values
+    history: tuple[Step, ...]
+    message: str
+
+    @property
+    def model(self) -> FeatureModel:
+        """The feature model of the layer's output."""
+        return self.problem.model
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that was trained with it."""
+        return self.problem.encoder
+
+    def __repr__(self) -> str:
+        loss = self.values["L"]
+        return f"<Fit of {self.model.m} features, L = {loss.value:.6g} ± {loss.error:.1e}, {self.message}>"
+
+    def save(self, folder: str | Path) -> None:
+        """Write cfg.json and model.safetensors into a folder, atomically. `elbotree.load` reads them back."""
+        arrays: dict[str, Any] = {}
+        cfg = {
+            "format": FORMAT,
+            "message": self.message,
+            "values": self.values.to_dict(),
+            "history": [asdict(step) for step in self.history],
+            "problem": _extract(self.problem.to_dict(), "", arrays),
+        }
+        save_folder(folder, cfg, arrays)
+
+
+def fit(
+    layer: Layer,
+    p1: FeatureModel,
+    features: int | None = None,
+    family: str | Sequence[str] = "tilted",
+    tol: float = 1e-4,
+    *,
+    iterations: int = 200,
+    rounds: int = 4,
+    encoder: Encoder | None = None,
+    noise_floor: float | None = None,
+    progress: Callable[[Step], None] | None = None,
+) -> Fit:
+    """Learn a feature model and an encoder of f(x1), x1 ~ p1, by minimising the loss L, without sampling.
+
+    The decoder, sigma2 and the priors have their best values in closed form given the encoder, so that L-BFGS moves the
+    encoder alone, with the exact gradient.
+
+    Arguments
+        layer, p1    the layer f and the model of its input
+        features     number m2 of features; left out, those that the layer propagates and one along w
+        family       posterior family of all features, or one name each
+        tol          tolerance of each term of the loss, relative to max(1, |value|)
+        iterations   bound on the iterations of one round
+        rounds       how often tilted posteriors are put on the learned priors and training goes on
+        encoder      where to start instead of the propagated features
+        noise_floor  the least sigma2 allowed; left out, a thousandth of the output's root mean square deviation
+        progress     called with each accepted `Step`
+
+    Returns a `Fit`. Raises InputError for families or counts that do not fit.
+    The paper: section 2.1.1 and Lemma 2.2 (what is minimised), Theorem 3.1 (that it can be computed).
+    """
+    if features is not None and features < 0:
+        raise InputError(f"`features` is {features!r}; it must be 0 or more, or be left out")
+    if not 1e-12 < tol < 1:
+        raise InputError(f"`tol` is {tol!r}; it must lie between 1e-12 and 1, such as 1e-4")
+    names = (
+        [q.family for q in encoder] if encoder is not None else [family] if isinstance(family, str) else list(family)
+    )
+    found = train(
+        layer,
+        p1,
+        generate(layer.psi, names or "tilted"),
+        features=features,
+        family=family,
+        tol=tol,
+        iterations=iterations,
+        rounds=rounds,
+        encoder=encoder,
+        noise_floor=noise_floor,
+        progress=progress,
+    )
+    seconds = found.history[-1].seconds if found.history else None
+    values = Values.of(found.terms, tol=tol, seconds=seconds)
+    return Fit(found.problem, values, found.history, found.message)
+
+
+def load(folder: str | Path) -> Fit:
+    """Read a fit that `Fit.save` wrote. Raises InputError that names the file and what is wrong with it."""
+    folder = Path(folder)
+    cfg, _ = load_folder(folder)
+    place = folder / CFG
+    if cfg.get("format") != FORMAT:
+        raise InputError(f"{place}: `format` is {cfg.get('format')!r}; this version reads {FORMAT!r}")
+    try:
+        values = _read_values(cfg["values"])
+        names = {field.name for field in fields(Step)}
+        history = tuple(Step(**{name: step[name] for name in names}) for step in cfg["history"])
+        problem = Problem.from_dict(cfg["problem"], folder=folder)
+        return Fit(problem, values, history, str(cfg["message"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{place} is not the {CFG} of a fit: {type(error).__name__} at {error}; save it again"
+        ) from None
+    except InputError as error:
+        raise type(error)(f"{place}: {error}") from None
+
+
+def load_problem(source: str | Path) -> Problem:
+    """The problem in a JSON file, or the one that a fit's folder holds."""
+    source = Path(source)
+    return load(source).problem if source.is_dir() else Problem.load(source)
+
+
+def read_layer_and_input(path: str | Path) -> tuple[Layer, FeatureModel]:
+    """The layer and the input model of a problem file in which `model` and `encoder` may be absent."""
+    data = read_json(path)
+    if isinstance(data, dict) and isinstance(data.get("layer"), dict) and not {"model", "encoder"} & set(data):
+        # An empty model keeps the strict reader's checks of everything that is there.
+        n2 = _length(data["layer"].get("w"), Path(path).parent)
+        data = data | {"model": {"B": np.zeros((n2, 0)), "noise_std": 1.0, "priors": []}, "encoder": []}
+    try:
+        problem = Problem.from_dict(data, folder=Path(path).parent)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from None
+    return problem.layer, problem.input
+
+
+def _length(w: object, folder: Path) -> int:
+    """How many coordinates the layer's output has; 1 where w cannot tell, and then the reader says what is wrong with w."""
+    if isinstance(w, Mapping):
+        return max(1, read_array(w, "`layer.w`", folder).size)
+    return max(1, len(w)) if isinstance(w, list) else 1
+
+
+def _extract(part: Any, place: str, arrays: dict[str, Any]) -> Any:
+    """The same JSON with every array moved to `arrays` and a reference to the file in its place."""
+    if isinstance(part, list):
+        return [_extract(item, f"{place}[{at}]", arrays) for at, item in enumerate(part)]
+    if not isinstance(part, dict):
+        return part
+    out = {}
+    for key, value in part.items():
+        inner = f"{place}.{key}" if place else key
+        if key in _ARRAYS and isinstance(value, list):
+            arrays[inner] = np.asarray(value, dtype=np.float64)
+            out[key] = {"file": MODEL, "key": inner}
+        else:
+            out[key] = _extract(value, inner, arrays)
+    return out
+
+
+def _read_values(form: Mapping[str, Any]) -> Values:
+    terms = {
+        name: Term(name, float(term["value"]), float(term["error"]), term.get("check"), term.get("check_error"))
+        for name, term in form["terms"].items()
+    }
+    return Values(terms, tol=form["tol"], method=form["method"], seconds=form["seconds"], samples=form.get("samples"))
