@@ -18,7 +18,7 @@ from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal, Prior, SpikeSlab, Uniform
 
 RELU = Activation("relu", lambda b: np.maximum(b, 0.0), lambda b: 1.0 * (b > 0), (0.0,))
-IDENTITY = Activation("identity", lambda b: b, np.ones_like, affine=(1.0, 0.0))
+AFFINE = Activation("2*b + 3", lambda b: 2 * b + 3, lambda b: 2 * np.ones_like(b), affine=(2.0, 3.0))
 RECIPROCAL = Activation("reciprocal", lambda b: 1 / b, lambda b: -(b**-2), poles=(0.0,))
 
 
@@ -144,10 +144,10 @@ def test_discrete_inputs_are_enumerated() -> None:
     assert float(found.value) == pytest.approx(want, abs=2e-4)
 
 
-@pytest.mark.parametrize("w", [[0.0, 0.0], [1.0, -0.5]])
+@pytest.mark.parametrize("w", [[0.0, 0.0], [1.0, 0.5]])
 def test_affine_layers_need_no_axis_for_b(w: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """f is affine, so c is normal: E c^2 is known, and no grid has more than one dimension."""
-    layer = Layer(np.eye(2), w, [0.5, 1.0], IDENTITY, [0.1, 0.2], threshold=0.3)
+    layer = Layer(np.eye(2), w, [0.5, 1.0], AFFINE, [0.1, 0.2], threshold=0.3)
     p1 = FeatureModel(np.eye(2), [Normal(), Normal()], 0.5)
     encoder = Encoder([Posterior("bernoulli", [1.0, 2.0], 0.4)])
     seen: list[int] = []
@@ -155,10 +155,10 @@ def test_affine_layers_need_no_axis_for_b(w: list[float], monkeypatch: pytest.Mo
     monkeypatch.setattr(grid, "convolve", lambda mean, *rest: seen.append(len(mean)) or original(mean, *rest))
     square = Integrand(0, (0,), lambda c: c**2)
     found = GridExpectations(layer, p1, encoder, eps=0.05).of_c([square], weights=np.ones(1))
-    M = np.eye(2) + np.outer(w, [0.5, 1.0])
+    M = np.eye(2) + 2 * np.outer(w, [0.5, 1.0])
     v = M.T @ [1.0, 2.0]
-    mean = v @ [0.1, 0.2] + 0.3 * (np.array(w) @ [1.0, 2.0]) + 0.4
-    assert covers(found, mean**2 + 1.25 * v @ v, 2e-2)
+    mean = v @ [0.1, 0.2] + (2 * 0.3 + 3) * (np.array(w) @ [1.0, 2.0]) + 0.4
+    assert covers(found, mean**2 + 1.25 * v @ v, 0.1)
     assert set(seen) == {1}
 
 

@@ -189,6 +189,7 @@ HALF = Mixture([0.5, 0.5], [Exponential(1.0), Discrete([0.0], [1.0])])
         (Posterior("exponential", [1.0]), Uniform(0.0, 9.0), r"covers \(0, inf\)"),
         (Posterior("tilted", [1.0], precision=1, base=HALF), Exponential(1.0), r"its base has an atom at 0"),
         (Posterior("tilted", [1.0], precision=1, base=HALF), Bernoulli(0.5), r"its base has a density on \(0, inf\)"),
+        (Posterior("tilted", [1.0], precision=1, base=Uniform(0, 9)), Uniform(0, 2), r"has a density on \(0, 9\)"),
         (
             Posterior("tilted", [1.0], precision=1, base=Normal()),
             Gamma(2.0),
