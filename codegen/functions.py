@@ -102,7 +102,7 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
 
     def _nest(self, name: str, expr: sp.Expr) -> str:
         """np.maximum takes two arguments; sympy would reach for functools.reduce."""
-        first, *rest = (self._print(argument) for argument in sorted(expr.args, key=sp.default_sort_key))
+        first, *rest = (str(self._print(argument)) for argument in sorted(expr.args, key=sp.default_sort_key))
         for argument in rest:
             first = f"np.{name}({first}, {argument})"
         return first
@@ -114,7 +114,7 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
         return self._nest("minimum", expr)
 
     def _print_Piecewise(self, expr: sp.Expr) -> str:
-        text = self._print(expr.args[-1].expr)
+        text = str(self._print(expr.args[-1].expr))
         if expr.args[-1].cond != sp.true:
             text = f"np.where({self._print(expr.args[-1].cond)}, {text}, np.nan)"
         for case in reversed(expr.args[:-1]):

@@ -115,7 +115,8 @@ class Psi:
         if self.jumps or self.poles or self.domain != (-sp.oo, sp.oo):
             return sp.oo
         bounds = [_slope(branch) for branch in self.branches]
-        return None if any(bound is None for bound in bounds) else max(bounds, key=float)
+        known = [bound for bound in bounds if bound is not None]
+        return max(known, key=float) if len(known) == len(bounds) else None
 
     def __str__(self) -> str:
         kinks, jumps, poles = (list(points) for points in (self.kinks, self.jumps, self.poles))
@@ -344,7 +345,7 @@ def _holds(condition: sp.Basic, at: sp.Expr) -> bool:
         return (all if isinstance(condition, sp.And) else any)(_holds(part, at) for part in condition.args)
     if isinstance(condition, sp.Not):
         return not _holds(condition.args[0], at)
-    return condition == sp.true
+    return bool(condition == sp.true)
 
 
 def _number(expression: sp.Expr, at: sp.Expr) -> float:

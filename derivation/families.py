@@ -10,10 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import mpmath  # type: ignore[import-untyped]
 import sympy as sp
 
 from elbotree.derivation.grammar import nearest
-from elbotree.derivation.special import LogPartition, LogSoftplus, NormalCdf, Sigmoid, Softplus, SoftplusLogSlope
+from elbotree.derivation.special import (
+    LogPartition,
+    LogSoftplus,
+    NormalCdf,
+    Sigmoid,
+    Softplus,
+    SoftplusLogSlope,
+    elementary,
+)
 from elbotree.runtime.errors import InputError
 
 BETA = sp.Symbol("beta", real=True)
@@ -75,6 +84,7 @@ class Family:
     """A posterior family.
 
     t            the number of encoder parameters c of a feature
+    law          in words and formulas, for comments
     parameters   its trained scalars besides c
     support      an interval, or a tuple of points for a finite law ("base": that of the base)
     log_density  log q(beta | c), for finite laws None
@@ -300,6 +310,111 @@ def get_family(name: str) -> Family:
         hint = nearest(str(name), family_names())
         raise InputError(f"family {name!r} is not known{hint}; known: {', '.join(_registry)}")
     return _registry[name]
+
+
+_PROBES = (sp.Rational(-7, 5), sp.Rational(3, 10), sp.Rational(9, 4))  # values of c at which a density is checked
+
+
+def register_family(
+    name: str,
+    log_density: sp.Expr,
+    *,
+    t: int,
+    parameters: tuple[sp.Symbol, ...] = (),
+    support: tuple[sp.Expr, sp.Expr] = REAL_LINE,
+    mean: sp.Expr | None = None,
+    variance: sp.Expr | None = None,
+    entropy: sp.Expr | None = None,
+    reach: tuple[float, float] | None = None,
+) -> Family:
+    """Add a continuous posterior family, given log q(beta | c) in BETA, C[0], ..., C[t-1] and positive parameters.
+
+    support   REAL_LINE or HALF_LINE
+    mean, variance, entropy   s(c), V(c), -E_Q[log q]; where left out, sympy integrates the density for them
+    reach     z = (beta - mean) / sd outside of which the law is below rounding (real line; default (-45, 45)), or
+              beta / mean (half-line; default (0, 45))
+
+    Derivatives follow from these; against every prior, K(c) = -entropy(c) + cross-entropy, the latter by quadrature.
+    Raises InputError for a taken name, unknown symbols, coordinates of c that do not match t, a density
+    that does not integrate to 1 or whose mean and variance disagree with the given ones, and where sympy finds no
+    closed form (pass it then).
+    """
+    _check_family(name, log_density, t, parameters, support)
+    q = sp.exp(log_density)
+    s = sp.simplify(_integral(name, "mean", BETA * q, support)) if mean is None else mean
+    if variance is None:
+        variance = sp.simplify(_integral(name, "variance", BETA**2 * q, support) - s**2)
+    _check_moments(name, q, support, (sp.Integer(1), s, variance + s**2), t, parameters)
+    if entropy is None:
+        entropy = sp.simplify(_integral(name, "entropy", -log_density * q, support))
+    half = support == HALF_LINE
+    family = Family(
+        name=name,
+        t=t,
+        law=f"log density {log_density}",
+        mean=s,
+        variance=variance,
+        parameters=parameters,
+        support=support,
+        log_density=log_density,
+        entropy=entropy,
+        centre=sp.Integer(0) if half else s,
+        spread=s if half else sp.sqrt(variance),
+        reach=reach or ((0.0, 45.0) if half else (-45.0, 45.0)),
+        divergences=(Divergence("*", -entropy, CROSS_ENTROPY),),
+    )
+    _registry[name] = family
+    return family
+
+
+def _check_family(
+    name: str, log_density: sp.Expr, t: int, parameters: tuple[sp.Symbol, ...], support: tuple[sp.Expr, sp.Expr]
+) -> None:
+    """Refuse what is wrong with the words of a new family, before any integral is tried."""
+    if not name.isidentifier() or name in _registry:
+        raise InputError(f"family name {name!r} is taken or not an identifier; choose another")
+    if not 1 <= t <= len(C):
+        raise InputError(f"family {name!r}: t = {t}; it must be a whole number from 1 to {len(C)}")
+    if support not in (REAL_LINE, HALF_LINE):
+        raise InputError(f"family {name!r}: support {support}; only REAL_LINE and HALF_LINE can be registered")
+    if not all(symbol.is_positive for symbol in parameters):
+        raise InputError(f"family {name!r}: its parameters must be symbols declared positive=True")
+    unknown = log_density.free_symbols - {BETA, *C[:t], *parameters}
+    if unknown:
+        listed = ", ".join(sorted(map(str, unknown)))
+        raise InputError(f"family {name!r}: unknown symbol(s) {listed}; use BETA, C[0]..C[{t - 1}] and `parameters`")
+    if not {BETA, *C[:t]} <= log_density.free_symbols:
+        raise InputError(f"family {name!r}: its log density must use BETA and all of C[0]..C[{t - 1}], since t = {t}")
+
+
+def _integral(name: str, what: str, integrand: sp.Expr, support: tuple[sp.Expr, sp.Expr]) -> sp.Expr:
+    found = sp.integrate(sp.expand(integrand), (BETA, *support), conds="none")
+    if found.has(sp.Integral) or found.has(sp.nan, sp.zoo, sp.oo):
+        raise InputError(f"family {name!r}: sympy finds no closed form of its {what}; pass it, or simplify the density")
+    return found
+
+
+def _check_moments(
+    name: str,
+    density: sp.Expr,
+    support: tuple[sp.Expr, sp.Expr],
+    moments: tuple[sp.Expr, ...],
+    t: int,
+    parameters: tuple[sp.Symbol, ...],
+) -> None:
+    """Integrate the density itself at a few values of c, and compare with 1, s and V + s^2."""
+    for probe in _PROBES:
+        at = {symbol: probe / (1 + i) for i, symbol in enumerate(C[:t])} | {p: sp.Rational(4, 5) for p in parameters}
+        q = sp.lambdify(BETA, elementary(density).subs(at), "mpmath")
+        centre = float(elementary(moments[1]).subs(at).evalf())
+        inner = (x for x in (centre - 5, centre - 1, centre, centre + 1, centre + 5) if x > support[0])
+        cuts = [mpmath.mpf(str(support[0]).replace("oo", "inf")), *inner, mpmath.inf]
+        for k, moment in enumerate(moments):
+            found = mpmath.quad(lambda x, q=q, k=k: q(x) * x**k, cuts)
+            wanted = elementary(moment).subs(at).evalf()
+            if abs(found - wanted) > 1e-6 * max(1, abs(wanted)):
+                what = "its density does not integrate to 1" if k == 0 else f"its moment of order {k} is wrong"
+                raise InputError(f"family {name!r}: {what} at c = {probe}: {float(found):.8g}, not {float(wanted):.8g}")
 
 
 def pieces(expression: sp.Expr, c: tuple[sp.Symbol, ...]) -> list[tuple[tuple[int, ...], sp.Expr]]:

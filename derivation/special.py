@@ -7,7 +7,7 @@ from __future__ import annotations
 import sympy as sp
 
 
-class Sigmoid(sp.Function):
+class Sigmoid(sp.Function):  # type: ignore[misc]
     """sigmoid(x) = 1 / (1 + e^-x); its derivative is kept as sigmoid(x) sigmoid(-x), which loses no digits."""
 
     nargs = 1
@@ -21,7 +21,7 @@ class Sigmoid(sp.Function):
         return 1 / (1 + sp.exp(-self.args[0]))
 
 
-class Softplus(sp.Function):
+class Softplus(sp.Function):  # type: ignore[misc]
     """softplus(x) = log(1 + e^x), with derivative sigmoid(x)."""
 
     nargs = 1
@@ -35,7 +35,7 @@ class Softplus(sp.Function):
         return sp.log(1 + sp.exp(self.args[0]))
 
 
-class LogSoftplus(sp.Function):
+class LogSoftplus(sp.Function):  # type: ignore[misc]
     """log softplus(x), which tends to x (not to log 0) as x -> -inf."""
 
     nargs = 1
@@ -48,7 +48,7 @@ class LogSoftplus(sp.Function):
         return sp.log(Softplus(self.args[0]).elementary())
 
 
-class SoftplusLogSlope(sp.Function):
+class SoftplusLogSlope(sp.Function):  # type: ignore[misc]
     """sigmoid(x) / softplus(x), the slope of log softplus; tends to 1 as x -> -inf where both factors vanish."""
 
     nargs = 1
@@ -63,7 +63,7 @@ class SoftplusLogSlope(sp.Function):
         return Sigmoid(x).elementary() / Softplus(x).elementary()
 
 
-class NormalCdf(sp.Function):
+class NormalCdf(sp.Function):  # type: ignore[misc]
     """Phi(x), the standard normal distribution function, to relative accuracy in the lower tail too."""
 
     nargs = 1
@@ -76,7 +76,7 @@ class NormalCdf(sp.Function):
         return (1 + sp.erf(self.args[0] / sp.sqrt(2))) / 2
 
 
-class Expm1(sp.Function):
+class Expm1(sp.Function):  # type: ignore[misc]
     """e^x - 1 without cancellation near x = 0."""
 
     nargs = 1
@@ -89,7 +89,7 @@ class Expm1(sp.Function):
         return sp.exp(self.args[0]) - 1
 
 
-class LogPartition(sp.Function):
+class LogPartition(sp.Function):  # type: ignore[misc]
     """Lambda(c, r) = log int e^{c beta - r beta^2 / 2} dP(beta) of the base P, differentiated `order` times in c.
 
     LogPartition(c, r, order). Differentiating under the integral sign gives the heat-type equation

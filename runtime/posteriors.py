@@ -44,14 +44,16 @@ def log_softplus(x: ArrayLike) -> Array:
     """log log(1 + e^x), elementwise; tends to x as x -> -inf, where softplus itself vanishes."""
     x = np.asarray(x, dtype=np.float64)
     low = x < -30.0
-    return np.where(low, x - 0.5 * np.exp(np.minimum(x, 0.0)), np.log(np.logaddexp(0.0, np.where(low, 0.0, x))))
+    far = x - 0.5 * np.exp(np.minimum(x, 0.0))
+    return np.asarray(np.where(low, far, np.log(np.logaddexp(0.0, np.where(low, 0.0, x)))), dtype=np.float64)
 
 
 def softplus_log_slope(x: ArrayLike) -> Array:
     """d/dx log softplus(x) = sigmoid(x) / softplus(x), elementwise; tends to 1 as x -> -inf."""
     x = np.asarray(x, dtype=np.float64)
     low, inner = x < -30.0, np.maximum(x, -30.0)
-    return np.where(low, 1.0 - 0.5 * np.exp(np.minimum(x, 0.0)), special.expit(inner) / np.logaddexp(0.0, inner))
+    far = 1.0 - 0.5 * np.exp(np.minimum(x, 0.0))
+    return np.asarray(np.where(low, far, special.expit(inner) / np.logaddexp(0.0, inner)), dtype=np.float64)
 
 
 # -- the vocabulary of generated kernels -----------------------------------------------------------------------------
