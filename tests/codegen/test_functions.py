@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sympy as sp
 from scipy import integrate, special, stats
 
 from elbotree import runtime as rt
