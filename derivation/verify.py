@@ -309,7 +309,7 @@ def require_zero(name: str, difference: Expr) -> None:
 
 
 def _refuted(rest: Expr) -> bool:
-    """Whether fixed rational numbers for all unknowns already show that an expression is not 0 (to spare `simplify`)."""
+    """Whether fixed rational numbers for all unknowns already show that an expression is not 0 (spares `simplify`)."""
     unknowns = [*sorted(rest.atoms(Smooth), key=sympy.default_sort_key), *sorted(rest.free_symbols, key=str)]
     numbers = {x: sympy.Rational(1, 2) + sympy.Rational(n, 5 * n + 7) for n, x in enumerate(unknowns)}
     return bool(abs(rest.xreplace(numbers).evalf(30)) > sympy.Rational(1, 10**15))

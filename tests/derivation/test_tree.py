@@ -64,7 +64,7 @@ def test_only_r3_has_a_factor() -> None:
         ("R2", 0, 0),
         ("L", 2 * t + 1, 2 * t + 1),
         ("T1", 1, 2),
-    ],  # fmt: skip
+    ],
 )
 def test_joint_law(name: str, dimension, grid) -> None:
     law = derive()[name].law
