@@ -1,6 +1,6 @@
 """The paper's lemmas as objects that print themselves and verify: 2.1, 2.2, 2.4, Fact 3.3, Lemma 3.4, Theorem 3.1, and
-the closed-form minimisers. Each states a corrected identity; `verify` checks it exactly on small explicit dimensions with
-symbolic parameters, without the rules. The tree itself is `tree`'s; checking its splits is `verify`'s."""
+the closed-form minimisers. Each states a corrected identity; `verify` checks it exactly on small explicit dimensions
+with symbolic parameters, without the rules. The tree itself is `tree`'s; checking its splits is `verify`'s."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ LEMMAS: tuple[Lemma, ...] = (
     ),
     Lemma(
         "Lemma 3.4",
-        "⟨f, v_i⟩ = a_i + ⟨w, v_i⟩ ψ(b), a_i = ⟨y, v_i⟩, b = ⟨y, u⟩ + θ: the (t+1)-dimensional law of (a, b), pushed forward",
+        "⟨f, v_i⟩ = a_i + ⟨w, v_i⟩ ψ(b), a_i = ⟨y, v_i⟩, b = ⟨y, u⟩ + θ: push the t+1 dimensional law of (a, b) on",
         "the last row of the matrix W is u, not w (errata 1)",
         _check_push_forward,
     ),

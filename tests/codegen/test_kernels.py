@@ -298,3 +298,19 @@ def test_compile_psi_gives_numbers_and_breaks() -> None:
     assert psi.breaks == (0.0,)
     np.testing.assert_array_equal(psi(np.array([-1.0, 3.0])), [0.0, 3.0])
     assert compile_psi("relu") is psi
+
+
+def test_text_that_could_end_a_docstring_is_refused() -> None:
+    from elbotree.codegen.emit import module_source
+
+    for text in ('b"""', "b\\", "b;b", "b'"):
+        with pytest.raises(InputError):
+            module_source(derive(), text, ("bernoulli",), "0")
+
+
+def test_every_function_of_a_node_is_formatted() -> None:
+    """No line of the leaves, inner nodes and gradient is longer than the project's limit, nor ends in a space."""
+    source = generate("relu", FAMILIES).source
+    tail = source[source.index("def features(gs)") :]
+    assert max(map(len, tail.splitlines())) <= 120
+    assert all(line == line.rstrip() for line in source.splitlines())
