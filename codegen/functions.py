@@ -219,11 +219,20 @@ def _activation(psi: Psi) -> str:
         "affine": repr(affine),
         "domain": _floats(psi.domain),
         "poles": _floats(psi.poles),
+        "pieces": _pieces(psi),
     }
     listed = "\n".join(f"{_INDENT}{name}={text}," for name, text in fields.items())
     found = (("kinks", psi.kinks), ("jumps", psi.jumps), ("poles", psi.poles))
     said = ", ".join(f"{name} at b = {', '.join(map(str, at))}" for name, at in found if at) or "smooth everywhere"
     return f"# what quadrature must know of psi: {said}\nPSI = rt.Activation(\n{listed}\n)"
+
+
+def _pieces(psi: Psi) -> str:
+    pieces = psi.linear_pieces
+    if pieces is None:
+        return "None"
+    listed = ", ".join(f"({float(slope)!r}, {float(intercept)!r})" for slope, intercept in pieces)
+    return f"({listed}{',' if len(pieces) == 1 else ''})"
 
 
 def _floats(values: Iterable[sp.Expr]) -> str:

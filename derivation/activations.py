@@ -104,6 +104,21 @@ class Psi:
         return expression.coeff(B, 1), expression.coeff(B, 0)
 
     @cached_property
+    def linear_pieces(self) -> tuple[tuple[sp.Expr, sp.Expr], ...] | None:
+        """(slope, intercept) on each interval between the breaks, when psi is linear there on the whole line, otherwise
+        None: integrals of exp(i alpha psi) against a frequency then have a closed form."""
+        if self.poles or self.domain != (-sp.oo, sp.oo):
+            return None
+        found = []
+        for low, high in pairwise((-sp.oo, *self.breaks, sp.oo)):
+            (branch,) = [b for b in self.branches if b.low <= low and high <= b.high]
+            expression = sp.expand(branch.expression)
+            if not expression.is_polynomial(B) or sp.degree(expression, B) > 1:
+                return None
+            found.append((expression.coeff(B, 1), expression.coeff(B, 0)))
+        return tuple(found)
+
+    @cached_property
     def growth(self) -> tuple[sp.Expr | None, sp.Expr | None]:
         """The least k with psi = O(|b|^(k + eps)) towards -inf and towards +inf; oo when no power bounds it (exp), None
         when sympy cannot say."""

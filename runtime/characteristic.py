@@ -80,27 +80,35 @@ class LinearLaw:
         return np.asarray(K)
 
 
-def quantile_bounds(law: LinearLaw, v: Array, log_epsilon: float) -> tuple[float, float]:
-    """An interval that <v, y - mean> leaves on either side with probability at most exp(log_epsilon).
+class Tails:
+    """Intervals that S = <v, y - mean> leaves with small probability, by Chernoff bounds.
 
-    Chernoff: P(S > q) <= exp(K(s) - s q) for every s > 0, so q = inf_s (K(s) - log_epsilon) / s; any s gives a valid
-    bound, and a geometric sweep of s followed by a finer one near the best is within a fraction of a percent of the
-    infimum. Holds for skewed features, where "mean plus k standard deviations" fails.
+    P(S > q) <= exp(K(s) - s q) for every s > 0, so that q = inf_s (K(s) - log_epsilon) / s; any s gives a valid bound, and
+    the best of a geometric grid of ratio 1.1 is within half a percent of the infimum. Holds for skewed features, where
+    "mean plus k standard deviations" fails. K is tabulated once; a bound then costs a minimum over the table.
     """
-    std = float(np.sqrt(v @ law.covariance() @ v))
-    if std == 0.0:
-        return 0.0, 0.0
-    ends = []
-    for sign in (1.0, -1.0):
-        s = np.geomspace(1e-3, 1e4, 57) / std
-        for _ in range(2):
-            with np.errstate(over="ignore", invalid="ignore"):
-                q = (law.cumulant_generating(sign * v, s) - log_epsilon) / s
-            q = np.where(np.isfinite(q), q, np.inf)
-            best = int(np.argmin(q))
-            s = np.geomspace(s[max(best - 1, 0)], s[min(best + 1, len(s) - 1)], 33)
-        ends.append(sign * float(q.min()))
-    return ends[1], ends[0]
+
+    def __init__(self, law: LinearLaw, v: Array) -> None:
+        self.std = float(np.sqrt(max(0.0, v @ law.covariance() @ v)))
+        self._noise = float(np.sqrt(max(0.0, v @ law.noise @ v)))
+        if self.std == 0.0:
+            return
+        # s of a Gaussian bound is sqrt(2 log 1/epsilon) / std: the grid reaches from there down and, for a law whose noise
+        # is much narrower than its features, up to the noise's own scale
+        top = min(60.0 / max(self._noise, 1e-12 * self.std), 1e6 / self.std)
+        self.s = np.geomspace(0.05 / self.std, max(top, 60.0 / self.std), 160)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.K = [law.cumulant_generating(sign * v, self.s) for sign in (1.0, -1.0)]
+
+    def bounds(self, log_epsilon: float) -> tuple[float, float]:
+        """(lo, hi), each left with probability at most exp(log_epsilon)."""
+        if self.std == 0.0:
+            return 0.0, 0.0
+        ends = []
+        for K in self.K:
+            q = (K - log_epsilon) / self.s
+            ends.append(float(np.min(q, where=np.isfinite(q), initial=np.inf)))
+        return -ends[1], ends[0]
 
 
 @dataclass(frozen=True)

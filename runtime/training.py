@@ -119,9 +119,9 @@ def propagated(layer: Layer, p1: FeatureModel, features: int | None) -> Start:
     by a fixed small rotation so that they can part.
     """
     law = SpectralExpectations(layer, p1, Encoder([]), tol=1e-6)
-    columns = list(law.feature_columns(p1).T)
+    columns = list(law.output.feature_columns().T)
     priors = list(p1.priors)
-    psi = law.law_of_psi()
+    psi = law.output.law_of_psi()
     if psi is not None:
         columns.append(layer.w.copy())
         priors.append(binned_samples(*psi))
@@ -217,7 +217,7 @@ def best_model(
 ) -> FeatureModel:
     """The decoder that minimises the loss for this encoder, sigma2 kept at or above `noise_floor`."""
     means = [kernels.mean(j, q) for j, q in enumerate(encoder)]
-    first, second, _ = law.f_moments
+    first, second, _ = law.output.f_moments
     rows = law.of_c_F(means).value
     M = (rows[:, :-1] - np.outer(rows[:, -1], first)).T
     s = rows[:, -1]
@@ -312,7 +312,7 @@ def train(
     """
     begun = time.perf_counter()
     probe = SpectralExpectations(layer, p1, Encoder([]), tol=min(tol, 1e-3) * 1e-2)
-    mean, second, _ = probe.f_moments
+    mean, second, _ = probe.output.f_moments
     covariance = second - np.outer(mean, mean)
     floor = noise_floor if noise_floor is not None else 1e-3 * float(np.sqrt(np.trace(covariance) / len(mean)))
     if encoder is None:
@@ -405,7 +405,7 @@ class _Objective:
 
     def __call__(self, x: Array) -> tuple[float, Array]:
         encoder = self.coordinates.unpack(x)
-        law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.05)
+        law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.05, vectors=True)
         problem = Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
         loss = self.kernels.evaluate(law, problem)["L"]
         rows = [e.value for e in self.kernels.dL_dC(law, problem)]  # (t, n2 + 1) each, the last column for the bias

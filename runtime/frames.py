@@ -1,0 +1,179 @@
+"""Lattice sums that expectations of encoder parameters are made of, each made once and shared.
+
+An `Axis` is one coordinate c = <row, f> + bias with a period to expand functions of it on. A `Frame` holds, for one or two
+axes and a set of modes n, the numbers X[l, n] = E[psi^l e^{i <omega_n, c>}], Y[l, n] = E[(y - ybar) psi^l e^{..}] and Z of the
+numerics page: everything that the loss and its gradient ask of the pair, whatever the function on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elbotree.runtime.characteristic import Lattice, LinearLaw, Tails
+from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.fourier import Period, Series, series
+from elbotree.runtime.psi_transform import PsiTransform
+
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
+ROUNDOFF = 2.3e-16
+_MAX_POINTS = 3e9  # lattice points times sources of one frame; beyond it the engine says so instead of starting
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """c = <row, f> + bias = z + m(beta), z = <v, y - ybar> with v orthogonal to u in the metric of the noise, and
+    m(beta) = center + theta beta + kappa psi(bbar + beta)."""
+
+    v: Array
+    theta: float
+    kappa: float
+    center: float
+    sigma: float  # standard deviation of the Gaussian noise in z
+    tails: Tails  # of z
+    shift: tuple[float, float]  # least and largest m(beta)
+
+    def bounds(self, log_epsilon: float) -> tuple[float, float]:
+        """Where c lives: outside with probability below 2 exp(log_epsilon), where beta is inside its own range."""
+        lo, hi = self.tails.bounds(log_epsilon)
+        return self.shift[0] + lo, self.shift[1] + hi
+
+
+@dataclass
+class Axis:
+    """A coordinate with a period: what Fourier series of functions of c are expanded on."""
+
+    coordinate: Coordinate
+    period: Period
+
+    @property
+    def delta(self) -> float:
+        return self.period.delta
+
+    def series(self, g: Callable[[Array], Array], sigma: float, tol: float) -> Series:
+        return series(g, self.period, sigma, tol)
+
+
+class Frame:
+    """The sums X, Y, Z of one lattice, each made when first asked for."""
+
+    def __init__(
+        self,
+        law: LinearLaw,
+        transform: PsiTransform | None,
+        u: Array,
+        w: Array,
+        axes: Sequence[Axis],
+        modes: NDArray[np.int64],
+    ) -> None:
+        self.law, self.transform, self.w = law, transform, w
+        self.modes = modes
+        steps = np.array([a.delta * a.coordinate.v for a in axes])
+        table = np.array([[a.coordinate.center, a.coordinate.theta, a.coordinate.kappa] for a in axes])
+        self._center, self._theta, self._alpha = (modes @ (table * np.array([[a.delta] for a in axes]))).T
+        b_step, b_modes = (np.zeros(len(w)), 0) if transform is None else (u * transform.step, transform.modes)
+        points = len(modes) * (2.0 * b_modes + 1) * max(1, len(law.priors))
+        if points > _MAX_POINTS:
+            raise UnsupportedError(
+                f"an expectation over {len(axes) + 1} dimensions would need {len(modes):,} x {2 * b_modes + 1:,} lattice points "
+                f"for {len(law.priors)} sources; loosen tol, raise input.noise_std, or use fewer encoder parameters per integrand"
+            )
+        self.lattice = Lattice(law, steps, modes, b_step, b_modes)
+        self.rounding = 8 * ROUNDOFF * self.lattice.rounding()
+
+    def _base(self, powers: int) -> ComplexArray:
+        """What the lattice sums against, (powers, N, K); K = 1 where f is affine in y and b plays no part."""
+        if self.transform is None:
+            return np.repeat(np.exp(1j * self._center)[None, :, None], powers, axis=0)
+        return self.transform.rows(self._center, self._theta, self._alpha, powers)
+
+    @cached_property
+    def X(self) -> ComplexArray:
+        """E e^{i <omega_n, c>}, (N,)."""
+        for made in ("_second", "_first"):
+            if made in self.__dict__:
+                return np.asarray(self.__dict__[made][0][0])
+        return self.lattice.values(self._base(1))[0]
+
+    @cached_property
+    def _first(self) -> tuple[ComplexArray, ComplexArray]:
+        """X for l = 0, 1 and Y for l = 0: what E[g f] needs."""
+        return self._second if "_second" in self.__dict__ else self.lattice.moments(self._base(2), 1)
+
+    @cached_property
+    def _second(self) -> tuple[ComplexArray, ComplexArray]:
+        """X for l = 0, 1, 2 and Y for l = 0, 1: what E[<f, v> g f] needs."""
+        return self.lattice.moments(self._base(3), 2)
+
+    @cached_property
+    def f(self) -> ComplexArray:
+        """E[f e^{i <omega_n, c>}], (N, n2)."""
+        X, Y = self._first
+        plain = np.multiply.outer(X[0], self.law.mean) + Y[0]
+        return np.asarray(plain if self.transform is None else plain + np.multiply.outer(X[1], self.w))
+
+    def f_along(self, v: Array) -> ComplexArray:
+        """E[<f, v> f e^{i <omega_n, c>}], (N, n2)."""
+        X, Y = self._second
+        mean, w = self.law.mean, np.zeros_like(self.w) if self.transform is None else self.w
+        Z = self.lattice.second_moments(self._base(1)[0], v)
+        a, o = float(mean @ v), float(w @ v)
+        constant = np.multiply.outer(a * X[0] + o * X[1] + Y[0] @ v, mean)
+        nonlinear = np.multiply.outer(a * X[1] + o * X[2] + Y[1] @ v, w)
+        return np.asarray(constant + nonlinear + a * Y[0] + o * Y[1] + Z)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the sums made so far take."""
+        kept = [self.__dict__.get(name) for name in ("X", "_first", "_second", "f")]
+        arrays = [a for part in kept if part is not None for a in (part if isinstance(part, tuple) else (part,))]
+        return int(sum(a.nbytes for a in arrays))
+
+
+@dataclass(frozen=True)
+class Term:
+    """An integrand on a frame: coefficients of its modes (multiplicity included), and the error of cutting it."""
+
+    frame: Frame
+    coefficients: ComplexArray
+    error: float
+    first: int | None = None  # the first so many modes of the frame only; None: all of them
+
+    def value(self) -> tuple[float, float]:
+        """E g, and a bound on its error."""
+        rounding = float(np.abs(self.coefficients) @ self.frame.rounding[: self.first])
+        return float((self.coefficients @ self.frame.X[: self.first]).real), self.error + rounding
+
+    def vector(self, Y: ComplexArray) -> Array:
+        """The same with a vector-valued sum of the frame, (n2,)."""
+        return np.asarray((self.coefficients @ Y[: self.first]).real)
+
+    def F(self) -> tuple[Array, float]:
+        """E[g F], F = (f, 1), and the error of its last entry."""
+        value, error = self.value()
+        return np.append(self.vector(self.frame.f), value), error
+
+
+class PairModes:
+    """The modes of a pair's frame: (p, q) with q >= 0, one of each (n, -n), as a box with a choice of entries.
+
+    Grown when a function asks for modes that are not there yet.
+    """
+
+    def __init__(self, P: int, R: int, chosen: NDArray[np.bool_]) -> None:
+        self.P, self.R, self.chosen = P, R, chosen
+
+    def modes(self) -> NDArray[np.int64]:
+        p, q = np.nonzero(self.chosen)
+        return np.stack([p - self.P, q], axis=1).astype(np.int64)
+
+    def grown(self, P: int, R: int) -> NDArray[np.bool_]:
+        """The choice as part of a box of at least (P, R)."""
+        more_p, more_q = max(0, P - self.P), max(0, R - self.R)
+        return np.pad(self.chosen, ((more_p, more_p), (0, more_q)))

@@ -1,0 +1,219 @@
+"""The law of f(x1) = y + w psi(b): everything about it that does not depend on the encoder.
+
+Ranges and frequencies of b, moments of f, expectations of functions of b, and how one read-out <row, f> splits into a
+part orthogonal to b's noise and a function of b. Expectations of the encoder's parameters are `spectral`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elbotree.runtime.characteristic import Lattice, LinearLaw, Tails
+from elbotree.runtime.errors import InputError, UnsupportedError
+from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.frames import ROUNDOFF, Coordinate
+from elbotree.runtime.models import FeatureModel, Layer
+from elbotree.runtime.psi_transform import PsiTransform, finite_psi
+
+Array = NDArray[np.float64]
+
+
+class OutputLaw:
+    """The law of f(x1) for x1 ~ p1, with expectations to an absolute error of about tol.
+
+    Raises UnsupportedError when b = <y, u> + theta carries no Gaussian noise (its law has no density to invert) although
+    psi is not affine, and when psi has a pole where b has mass.
+    """
+
+    def __init__(self, layer: Layer, p1: FeatureModel, tol: float) -> None:
+        if not 1e-15 < tol < 1.0:
+            raise InputError(f"`tol` is {tol!r}; it must lie between 1e-15 and 1 (float64 carries about 16 digits)")
+        self.layer, self.tol = layer, float(tol)
+        self.y = LinearLaw.of(layer, p1)
+        self.u, self.w = layer.u, layer.w
+        self._feature_columns = layer.A @ p1.B
+        self._bbar = float(self.y.mean @ self.u + layer.threshold)
+        self._var_b = float(self.u @ self.y.noise @ self.u)
+        self._psi = layer.activation
+        total = float(self.u @ self.y.covariance() @ self.u)
+        scale = float(self.u @ self.u) * float(np.trace(self.y.covariance()))
+        self._b_constant = total <= 1e-28 * scale or total == 0.0
+        self._b_noisy = self._var_b > 1e-24 * total and not self._b_constant
+        self.affine = self._affine_map()
+        # f itself where f is affine in y, otherwise y: what lattices run over
+        self.lattice_law = self.y if self.affine is None else self.y.mapped(*self.affine)
+
+    # ------------------------------------------------------------------ the law of b
+
+    def _affine_map(self) -> tuple[Array, Array] | None:
+        """(T, shift) with f = T y + shift, where psi is affine, w is 0 or b is a constant; None otherwise."""
+        n = len(self.w)
+        if not np.any(self.w):
+            return np.eye(n), np.zeros(n)
+        if self._b_constant:
+            return np.eye(n), self.w * float(self._psi_at(np.array([self._bbar]))[0])
+        if self._psi.affine is not None:
+            slope, intercept = self._psi.affine
+            return np.eye(n) + slope * np.outer(self.w, self.u), self.w * (slope * self.layer.threshold + intercept)
+        return None
+
+    def _psi_at(self, b: Array) -> Array:
+        return finite_psi(self._psi, b)
+
+    @cached_property
+    def _b_range(self) -> tuple[float, float]:
+        """Where beta lives: outside, the mass times psi^2 is far below tol."""
+        tails = Tails(self.y, self.u)
+        log_epsilon = np.log(self.tol * 1e-4)
+        lo = hi = 0.0
+        for _ in range(4):
+            lo, hi = tails.bounds(log_epsilon)
+            for pole in self._psi.poles:
+                if self._bbar + lo <= pole <= self._bbar + hi:
+                    raise UnsupportedError(
+                        f"psi ({self._psi.text}) has a pole at b = {pole:g}, and b = <y, u> + theta has a positive density "
+                        "there, so that the expectations of psi diverge; move the threshold or the input away from it"
+                    )
+            grid = self._bbar + np.linspace(lo, hi, 129)
+            largest = max(1.0, float(np.max(self._psi_at(grid) ** 2)))
+            wanted = np.log(self.tol * 1e-4 / largest)
+            if wanted >= log_epsilon - 0.5:
+                break
+            log_epsilon = wanted
+        return lo, hi
+
+    @cached_property
+    def _transform(self) -> PsiTransform:
+        """psi against the frequencies of b; as many frequencies as the noise in b leaves."""
+        if not self._b_noisy:
+            raise UnsupportedError(
+                "b = <y, u> + theta carries no Gaussian noise (input.noise_std is 0, or A^T u = 0), so its law has no density "
+                f"that could be integrated against psi ({self._psi.text}); give the input a small noise_std"
+            )
+        lo, hi = self._b_range
+        std = float(np.sqrt(self._var_b))
+        modes = int(np.ceil(np.sqrt(2 * np.log(1e4 / self.tol)) / std * (hi - lo) / (2 * np.pi)))
+        if modes > 20_000:
+            raise UnsupportedError(
+                f"b = <y, u> + theta has Gaussian noise {std:.3g} on a range of {hi - lo:.3g}: inverting its law would take "
+                f"{2 * modes + 1:,} frequencies; raise input.noise_std or loosen tol"
+            )
+        return PsiTransform(self._psi, self._bbar, lo, hi, modes, self.tol)
+
+    @property
+    def transform(self) -> PsiTransform | None:
+        """psi against the frequencies of b; None where f is affine in y, so that b plays no part of its own."""
+        return None if self.affine is not None else self._transform
+
+    # ------------------------------------------------------------------ moments
+
+    @cached_property
+    def _b_lattice(self) -> Lattice:
+        t = self._transform
+        return Lattice(self.y, np.zeros((1, len(self.w))), np.zeros((1, 1), dtype=np.int64), self.u * t.step, t.modes)
+
+    def _of_b(self, g: Callable[[Array], Array]) -> tuple[float, Array, float]:
+        """E[g(b)], E[g(b) (y - ybar)] and an error for the first (times |y - ybar|: for the second)."""
+        beta, _, _, F = self._transform.nodes(1.0)
+        values = np.broadcast_to(g(self._bbar + beta), beta.shape)
+        X, Y = self._b_lattice.moments((F @ values)[None, None, :], 1)
+        size = float(np.abs(values).max(initial=0.0))
+        rounding = 8 * ROUNDOFF * size * float(self._b_lattice.rounding()[0])
+        return float(X[0, 0].real), Y[0, 0].real, self.tol * 1e-3 * min(size, 1.0) + rounding
+
+    @cached_property
+    def f_moments(self) -> tuple[Array, Array, float]:
+        """E f (n2,), E f f^T (n2, n2), and a relative error for both."""
+        if self.affine is not None:
+            law = self.lattice_law
+            return law.mean, law.covariance() + np.outer(law.mean, law.mean), 8 * ROUNDOFF
+        one, y_psi, error = self._of_b(self._psi_at)
+        two, _, error2 = self._of_b(lambda b: self._psi_at(b) ** 2)
+        ybar, w = self.y.mean, self.w
+        y_psi = y_psi + ybar * one
+        first = ybar + w * one
+        second = (
+            self.y.covariance() + np.outer(ybar, ybar) + np.outer(y_psi, w) + np.outer(w, y_psi) + np.outer(w, w) * two
+        )
+        return first, second, max(error, error2) / max(1.0, abs(one), abs(two)) + 8 * ROUNDOFF
+
+    @cached_property
+    def f_size(self) -> Array:
+        """|E f| + 6 standard deviations, per coordinate: how large f is where tails are cut."""
+        first, second, _ = self.f_moments
+        return np.asarray(np.abs(first) + 6 * np.sqrt(np.maximum(np.diag(second) - first**2, 0.0)))
+
+    def law_of_psi(self) -> tuple[Array, Array] | None:
+        """psi(b) as weighted values (they sum to 1 up to the tolerance); None where f is affine in y."""
+        if self.affine is not None:
+            return None
+        beta, _, psi, F = self._transform.nodes(1.0)
+        phi = self._b_lattice.values(np.eye(self._b_lattice.columns, dtype=np.complex128)[:, None, :])[:, 0]
+        return psi, np.asarray((phi @ F).real)
+
+    def feature_columns(self) -> Array:
+        """The directions in which the features of x1 move f when psi(b) is held: A B1, or T A B1 where f = T y + const."""
+        return self._feature_columns if self.affine is None else self.affine[0] @ self._feature_columns
+
+    def mean_f(self) -> Estimate:
+        """E f(x1), (n2,)."""
+        first, _, relative = self.f_moments
+        return Estimate.of(first, relative * self.f_size)
+
+    def norm_y(self, centre: Array) -> Estimate:
+        """E|y - centre|^2, in closed form."""
+        value = float(np.sum((self.y.mean - centre) ** 2) + np.trace(self.y.covariance()))
+        return Estimate.of(value, 16 * ROUNDOFF * value * len(centre))
+
+    def of_b(self, g: Callable[[Array], Array], *, along: Array | None = None, centre: Array | None = None) -> Estimate:
+        """E[g(b)], or E[<y - centre, along> g(b)]; g smooth between psi's breaks."""
+        if self._b_constant:
+            value = float(np.broadcast_to(g(np.array([self._bbar])), (1,))[0])
+            if along is not None:
+                value *= float((self.y.mean - (0.0 if centre is None else centre)) @ along)
+            return Estimate.of(value, 8 * ROUNDOFF * abs(value))
+        if not self._b_noisy and self._psi.affine is not None:
+            return self._of_b_quadratic(g, along, centre)
+        one, vector, error = self._of_b(g)
+        if along is None:
+            return Estimate.of(one, error)
+        shift = self.y.mean - (0.0 if centre is None else centre)
+        spread = float(np.sqrt(along @ self.y.covariance() @ along)) + abs(float(shift @ along))
+        return Estimate.of(float(along @ vector + (shift @ along) * one), error * (1.0 + 8 * spread))
+
+    def _of_b_quadratic(self, g: Callable[[Array], Array], along: Array | None, centre: Array | None) -> Estimate:
+        """of_b without a density of b, for g a polynomial of degree at most 2 (affine psi and its square)."""
+        low, mid, high = (float(x) for x in g(np.array([-1.0, 0.0, 1.0])))
+        g0, g1, g2 = mid, 0.5 * (high - low), 0.5 * (high + low) - mid
+        variance = float(self.u @ self.y.covariance() @ self.u)
+        if along is None:
+            value = g0 + g1 * self._bbar + g2 * (self._bbar**2 + variance)
+        elif g2 == 0.0:
+            shift = float((self.y.mean - (0.0 if centre is None else centre)) @ along)
+            value = shift * (g0 + g1 * self._bbar) + g1 * float(along @ self.y.covariance() @ self.u)
+        else:
+            raise UnsupportedError("b carries no Gaussian noise; its third moments are not supported")
+        return Estimate.of(value, 32 * ROUNDOFF * max(1.0, abs(value)))
+
+    # ------------------------------------------------------------------ read-outs
+
+    def coordinate(self, row: Array, bias: float) -> Coordinate:
+        """How c = <row, f> + bias splits into z and m(beta)."""
+        law = self.lattice_law
+        center = float(row @ law.mean) + bias
+        if self.affine is not None:
+            sigma = float(np.sqrt(max(0.0, row @ law.noise @ row)))
+            return Coordinate(row, 0.0, 0.0, center, sigma, Tails(law, row), (center, center))
+        theta = float(row @ law.noise @ self.u) / self._var_b if self._b_noisy else 0.0
+        v, kappa = row - theta * self.u, float(row @ self.w)
+        lo, hi = self._b_range
+        breaks = np.array([x - self._bbar for x in self._psi.breaks])
+        near = np.concatenate([breaks, breaks - 1e-9, breaks + 1e-9])
+        beta = np.concatenate([np.linspace(lo, hi, 513), near[(near > lo) & (near < hi)]])
+        shift = center + theta * beta + kappa * self._psi_at(self._bbar + beta)
+        sigma = float(np.sqrt(max(0.0, v @ law.noise @ v)))
+        return Coordinate(v, theta, kappa, center, sigma, Tails(law, v), (float(shift.min()), float(shift.max())))
