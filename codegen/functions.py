@@ -48,6 +48,9 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
         "LogSoftplus": "rt.posteriors.log_softplus({0})",
         "SoftplusLogSlope": "rt.posteriors.softplus_log_slope({0})",
         "NormalCdf": "special.ndtr({0})",
+        "FoldedMean": "rt.posteriors.folded_mean({0}, {1})",
+        "FoldedSlope": "rt.posteriors.folded_slope({0}, {1})",
+        "FoldedSpread": "rt.posteriors.folded_spread({0}, {1})",
         "Expm1": "np.expm1({0})",
         "Heaviside": "np.heaviside({0}, 0.5)",
         "Abs": "np.abs({0})",
@@ -64,9 +67,10 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
         return str(name).replace("numpy.", "np.").replace("scipy.special.", "special.")
 
     def _call(self, expr: sp.Expr) -> str:
-        return self._calls[type(expr).__name__].format(self._print(expr.args[0]))
+        return self._calls[type(expr).__name__].format(*(self._print(argument) for argument in expr.args))
 
     _print_Sigmoid = _print_Softplus = _print_LogSoftplus = _print_SoftplusLogSlope = _print_NormalCdf = _call
+    _print_FoldedMean = _print_FoldedSlope = _print_FoldedSpread = _call
     _print_Expm1 = _print_Heaviside = _print_Abs = _print_sign = _print_erf = _print_loggamma = _call
 
     def _print_LogPartition(self, expr: sp.Expr) -> str:

@@ -15,9 +15,9 @@ import sympy as sp
 
 from elbotree.derivation.grammar import nearest
 from elbotree.derivation.special import (
+    FoldedMean,
     LogPartition,
     LogSoftplus,
-    NormalCdf,
     Sigmoid,
     Softplus,
     SoftplusLogSlope,
@@ -188,12 +188,15 @@ def _bernoulli() -> Family:
     )
 
 
+def _against_laplace(centre: sp.Expr, std: sp.Expr) -> sp.Expr:
+    """-E log p(beta) of a Laplace prior for a normal law."""
+    mean, scale = PRIOR_PARAMETERS["laplace"]
+    return FoldedMean(centre - mean, std) / scale + sp.log(2 * scale)
+
+
 def _normal() -> Family:
     (c,) = C[:1]
     entropy = sp.log(STD) + sp.log(2 * sp.pi) / 2 + sp.Rational(1, 2)
-    mean, scale = PRIOR_PARAMETERS["laplace"]
-    z = (c - mean) / STD  # E|beta - mean| of a normal law: the folded normal
-    folded = STD * sp.sqrt(2 / sp.pi) * sp.exp(-(z**2) / 2) + (c - mean) * (2 * NormalCdf(z) - 1)
     return Family(
         name="normal",
         t=1,
@@ -207,7 +210,7 @@ def _normal() -> Family:
         spread=STD,
         divergences=(
             Divergence("normal", sp.expand(_against_normal(c, STD**2) - entropy)),
-            Divergence("laplace", folded / scale + sp.log(2 * scale) - entropy),
+            Divergence("laplace", _against_laplace(c, STD) - entropy),
             Divergence("*", -entropy, CROSS_ENTROPY),
         ),
     )
@@ -228,6 +231,7 @@ def _normal_scale() -> Family:
         spread=Softplus(c1),
         divergences=(
             Divergence("normal", sp.expand(_against_normal(c0, Softplus(c1) ** 2) - entropy)),
+            Divergence("laplace", _against_laplace(c0, Softplus(c1)) - entropy),
             Divergence("*", -entropy, CROSS_ENTROPY),
         ),
     )

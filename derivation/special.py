@@ -76,6 +76,42 @@ class NormalCdf(sp.Function):  # type: ignore[misc]
         return (1 + sp.erf(self.args[0] / sp.sqrt(2))) / 2
 
 
+class FoldedMean(sp.Function):  # type: ignore[misc]
+    """E|x + s Z| for a standard normal Z: the mean of a folded normal law. FoldedMean(x, s)."""
+
+    nargs = 2
+    is_real = True
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return (FoldedSlope, FoldedSpread)[argindex - 1](*self.args)
+
+    def elementary(self) -> sp.Expr:
+        x, s = self.args
+        return s * FoldedSpread(x, s).elementary() + x * FoldedSlope(x, s).elementary()
+
+
+class FoldedSlope(sp.Function):  # type: ignore[misc]
+    """d/dx E|x + s Z| = 2 Phi(x / s) - 1."""
+
+    nargs = 2
+    is_real = True
+
+    def elementary(self) -> sp.Expr:
+        x, s = self.args
+        return sp.erf(x / s / sp.sqrt(2))
+
+
+class FoldedSpread(sp.Function):  # type: ignore[misc]
+    """d/ds E|x + s Z| = 2 phi(x / s), phi the standard normal density."""
+
+    nargs = 2
+    is_real = True
+
+    def elementary(self) -> sp.Expr:
+        x, s = self.args
+        return sp.sqrt(2 / sp.pi) * sp.exp(-((x / s) ** 2) / 2)
+
+
 class Expm1(sp.Function):  # type: ignore[misc]
     """e^x - 1 without cancellation near x = 0."""
 
@@ -110,7 +146,7 @@ class LogPartition(sp.Function):  # type: ignore[misc]
         raise sp.ArgumentIndexError(self, argindex)
 
 
-ELEMENTARY = (Sigmoid, Softplus, LogSoftplus, SoftplusLogSlope, NormalCdf, Expm1)
+ELEMENTARY = (Sigmoid, Softplus, LogSoftplus, SoftplusLogSlope, NormalCdf, FoldedMean, FoldedSlope, FoldedSpread, Expm1)
 
 
 def elementary(expression: sp.Expr) -> sp.Expr:

@@ -12,6 +12,7 @@ How the weights come about is `spectral`'s business.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,8 @@ from elbotree.runtime.priors import Bernoulli, Discrete, Normal, Prior
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
+
+Base = Callable[[slice, int], ComplexArray]
 
 # Lattices are walked in blocks of about this many (source, frequency) points: a block's arrays stay in cache.
 _BLOCK = 400_000
@@ -117,7 +120,8 @@ class Lattice:
 
     steps (d, n2), modes (N, d) integers, b_step (n2,). The steps are orthogonal to b_step in the metric of the noise,
     so that the Gaussian factor splits into one over n and one over k. The methods sum over k, K = 2 b_modes + 1 terms,
-    against a `base` that carries the quadrature in b; what they return per n is X and Y of the numerics page.
+    against a `base` that carries the quadrature in b, base(rows, powers) being its (powers, len(rows), K) numbers for a
+    block of n; what they return per n is X and Y of the numerics page.
     """
 
     law: LinearLaw
@@ -174,18 +178,18 @@ class Lattice:
                     out[2][index] = shift * (raw[2] - 2j * mu * raw[1] - mu**2 * raw[0])
         return out
 
-    def values(self, base: ComplexArray) -> ComplexArray:
-        """X[q, n] = sum_k base[q, n, k] E exp(i <omega[n, k], y - mean>); base (q, N, K), X (q, N)."""
-        X = np.empty(base.shape[:2], dtype=np.complex128)
+    def values(self, base: Base, powers: int) -> ComplexArray:
+        """X[q, n] = sum_k base[q, n, k] E exp(i <omega[n, k], y - mean>), q < powers; X (powers, N)."""
+        X = np.empty((powers, len(self.modes)), dtype=np.complex128)
         for rows in self.blocks():
             over_n, over_k = self._gaussian(rows)
             phi = np.multiply.outer(over_n, over_k).astype(np.complex128)
             for factor in self._factors(rows, 0)[0]:
                 phi *= factor
-            X[:, rows] = np.einsum("qnk,nk->qn", base[:, rows], phi)
+            X[:, rows] = np.einsum("qnk,nk->qn", base(rows, powers), phi)
         return X
 
-    def moments(self, base: ComplexArray, vectors: int) -> tuple[ComplexArray, ComplexArray]:
+    def moments(self, base: Base, powers: int, vectors: int) -> tuple[ComplexArray, ComplexArray]:
         """X as in `values`, and Y[q, n] = sum_k base[q, n, k] E[(y - mean) exp(i <omega[n, k], y - mean>)] for the first
         `vectors` of the q, (vectors, N, n2).
 
@@ -193,9 +197,9 @@ class Lattice:
         factor out are made from prefixes and suffixes: dividing by phi_i would lose all digits near its zeros.
         """
         law = self.law
-        q, m = len(base), len(law.priors)
-        X = np.empty(base.shape[:2], dtype=np.complex128)
-        Y = np.empty((vectors, base.shape[1], len(law.mean)), dtype=np.complex128)
+        m = len(law.priors)
+        X = np.empty((powers, len(self.modes)), dtype=np.complex128)
+        Y = np.empty((vectors, len(self.modes), len(law.mean)), dtype=np.complex128)
         noise_steps, noise_b = self.steps @ law.noise, self.b_step @ law.noise
         k = np.arange(-self.b_modes, self.b_modes + 1)
         for rows in self.blocks():
@@ -210,25 +214,25 @@ class Lattice:
             for i in range(m - 1, -1, -1):
                 left_out[i] *= dphi[i] * suffix
                 suffix *= phi[i]
-            for a in range(q):
-                terms = base[a, rows] * running
+            for a, part in enumerate(base(rows, powers)):
+                terms = part * running
                 X[a, rows] = terms.sum(axis=1)
                 if a >= vectors:
                     continue
-                by_source = np.matmul(left_out.transpose(1, 0, 2), base[a, rows, :, None])[..., 0]
+                by_source = np.matmul(left_out.transpose(1, 0, 2), part[:, :, None])[..., 0]
                 omega = X[a, rows, None] * (self.modes[rows] @ noise_steps) + np.multiply.outer(terms @ k, noise_b)
                 Y[a, rows] = -1j * (by_source @ law.loadings.T) + 1j * omega
         return X, Y
 
-    def second_moments(self, base: ComplexArray, direction: Array) -> ComplexArray:
-        """Z[n] = sum_k base[n, k] E[<y - mean, direction> (y - mean) exp(i <omega[n, k], y - mean>)]; base (N, K), Z (N, n2).
+    def second_moments(self, base: Base, direction: Array) -> ComplexArray:
+        """Z[n] = sum_k base[0, n, k] E[<y - mean, direction> (y - mean) exp(i <omega[n, k], y - mean>)], (N, n2).
 
         -i times the derivative of Y's summand along `direction`, taken with dual numbers (x + eps x_dot, eps^2 = 0):
         each factor phi_i carries <direction, r_i> phi_i', so that products that leave one factor out stay exact.
         """
         law = self.law
         m = len(law.priors)
-        Z = np.empty((len(base), len(law.mean)), dtype=np.complex128)
+        Z = np.empty((len(self.modes), len(law.mean)), dtype=np.complex128)
         k = np.arange(-self.b_modes, self.b_modes + 1)
         tau = direction @ law.loadings
         noise_steps, noise_b, noise_v = self.steps @ law.noise, self.b_step @ law.noise, direction @ law.noise
@@ -248,7 +252,7 @@ class Lattice:
                 left, left_dot = prefix[i] * dphi[i], prefix_dot[i] * dphi[i] + prefix[i] * (tau[i] * ddphi[i])
                 prefix_dot[i] = left_dot * suffix + left * suffix_dot
                 suffix, suffix_dot = suffix * phi[i], suffix_dot * phi[i] + suffix * (tau[i] * dphi[i])
-            block = base[rows]
+            block = base(rows, 1)[0]
             by_source = np.matmul(prefix_dot.transpose(1, 0, 2), block[..., None])[..., 0]
             terms_dot = block * running_dot
             omega = terms_dot.sum(axis=1)[:, None] * (self.modes[rows] @ noise_steps)

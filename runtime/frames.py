@@ -87,11 +87,11 @@ class Frame:
         self.lattice = Lattice(law, steps, modes, b_step, b_modes)
         self.rounding = 8 * ROUNDOFF * self.lattice.rounding()
 
-    def _base(self, powers: int) -> ComplexArray:
+    def _base(self, rows: slice, powers: int) -> ComplexArray:
         """What the lattice sums against, (powers, N, K); K = 1 where f is affine in y and b plays no part."""
         if self.transform is None:
-            return np.repeat(np.exp(1j * self._center)[None, :, None], powers, axis=0)
-        return self.transform.rows(self._center, self._theta, self._alpha, powers)
+            return np.repeat(np.exp(1j * self._center[rows])[None, :, None], powers, axis=0)
+        return self.transform.rows(self._center[rows], self._theta[rows], self._alpha[rows], powers)
 
     @cached_property
     def X(self) -> ComplexArray:
@@ -99,17 +99,17 @@ class Frame:
         for made in ("_second", "_first"):
             if made in self.__dict__:
                 return np.asarray(self.__dict__[made][0][0])
-        return self.lattice.values(self._base(1))[0]
+        return self.lattice.values(self._base, 1)[0]
 
     @cached_property
     def _first(self) -> tuple[ComplexArray, ComplexArray]:
         """X for l = 0, 1 and Y for l = 0: what E[g f] needs."""
-        return self._second if "_second" in self.__dict__ else self.lattice.moments(self._base(2), 1)
+        return self._second if "_second" in self.__dict__ else self.lattice.moments(self._base, 2, 1)
 
     @cached_property
     def _second(self) -> tuple[ComplexArray, ComplexArray]:
         """X for l = 0, 1, 2 and Y for l = 0, 1: what E[<f, v> g f] needs."""
-        return self.lattice.moments(self._base(3), 2)
+        return self.lattice.moments(self._base, 3, 2)
 
     @cached_property
     def f(self) -> ComplexArray:
@@ -122,7 +122,7 @@ class Frame:
         """E[<f, v> f e^{i <omega_n, c>}], (N, n2)."""
         X, Y = self._second
         mean, w = self.law.mean, np.zeros_like(self.w) if self.transform is None else self.w
-        Z = self.lattice.second_moments(self._base(1)[0], v)
+        Z = self.lattice.second_moments(self._base, v)
         a, o = float(mean @ v), float(w @ v)
         constant = np.multiply.outer(a * X[0] + o * X[1] + Y[0] @ v, mean)
         nonlinear = np.multiply.outer(a * X[1] + o * X[2] + Y[1] @ v, w)

@@ -120,7 +120,7 @@ class OutputLaw:
         """E[g(b)], E[g(b) (y - ybar)] and an error for the first (times |y - ybar|: for the second)."""
         beta, _, _, F = self._transform.nodes(1.0)
         values = np.broadcast_to(g(self._bbar + beta), beta.shape)
-        X, Y = self._b_lattice.moments((F @ values)[None, None, :], 1)
+        X, Y = self._b_lattice.moments(lambda rows, powers: (F @ values)[None, None, :], 1, 1)
         size = float(np.abs(values).max(initial=0.0))
         rounding = 8 * ROUNDOFF * size * float(self._b_lattice.rounding()[0])
         return float(X[0, 0].real), Y[0, 0].real, self.tol * 1e-3 * min(size, 1.0) + rounding
@@ -152,7 +152,8 @@ class OutputLaw:
         if self.affine is not None:
             return None
         beta, _, psi, F = self._transform.nodes(1.0)
-        phi = self._b_lattice.values(np.eye(self._b_lattice.columns, dtype=np.complex128)[:, None, :])[:, 0]
+        unit = np.eye(self._b_lattice.columns, dtype=np.complex128)[:, None, :]
+        phi = self._b_lattice.values(lambda rows, powers: unit, len(unit))[:, 0]
         return psi, np.asarray((phi @ F).real)
 
     def feature_columns(self) -> Array:

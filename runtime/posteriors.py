@@ -48,6 +48,27 @@ def log_softplus(x: ArrayLike) -> Array:
     return np.asarray(np.where(low, far, np.log(np.logaddexp(0.0, np.where(low, 0.0, x)))), dtype=np.float64)
 
 
+def _in_deviations(x: ArrayLike, s: ArrayLike) -> Array:
+    """x / s for s >= 0, kept within +-1e150 so that a vanishing s neither divides by zero nor overflows when squared."""
+    x, s = np.asarray(x, dtype=np.float64), np.asarray(s, dtype=np.float64)
+    return np.asarray(np.clip(x / np.maximum(s, 1e-150), -1e150, 1e150))
+
+
+def folded_slope(x: ArrayLike, s: ArrayLike) -> Array:
+    """d/dx E|x + s Z| = 2 Phi(x / s) - 1, Z standard normal, elementwise."""
+    return np.asarray(special.erf(_in_deviations(x, s) * np.sqrt(0.5)))
+
+
+def folded_spread(x: ArrayLike, s: ArrayLike) -> Array:
+    """d/ds E|x + s Z| = 2 phi(x / s), elementwise."""
+    return np.asarray(np.sqrt(2 / np.pi) * np.exp(-0.5 * np.minimum(_in_deviations(x, s) ** 2, 1400.0)))
+
+
+def folded_mean(x: ArrayLike, s: ArrayLike) -> Array:
+    """E|x + s Z| = s 2 phi(x / s) + x (2 Phi(x / s) - 1): the mean of a folded normal law, elementwise."""
+    return np.asarray(s * folded_spread(x, s) + x * folded_slope(x, s))
+
+
 def softplus_log_slope(x: ArrayLike) -> Array:
     """d/dx log softplus(x) = sigmoid(x) / softplus(x), elementwise; tends to 1 as x -> -inf."""
     x = np.asarray(x, dtype=np.float64)
