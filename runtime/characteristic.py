@@ -27,7 +27,7 @@ ComplexArray = NDArray[np.complex128]
 Base = Callable[[slice, int], ComplexArray]
 
 # Lattices are walked in blocks of about this many (source, frequency) points: a block's arrays stay in cache.
-_BLOCK = 400_000
+_BLOCK = 100_000
 
 
 @dataclass(frozen=True)

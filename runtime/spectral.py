@@ -39,16 +39,18 @@ class SpectralExpectations:
         layer, p1, encoder: the law of f(x1) and the projections c_j = C_j f + bias_j
         tol: absolute error that each weighted sum asked of the engine should keep below (the `error` of what it
             returns says what was reached)
-        vectors: whether gradients will be asked for, so that the sums of a pair are made for both at once
+        gradient_tol: the same for the sums that carry F = (f, 1); given, gradients will be asked for, and the sums of a
+            pair are made for value and gradient at once. Left out, it is tol
 
     Raises InputError for a tol out of range, and what `OutputLaw` raises.
     """
 
     def __init__(
-        self, layer: Layer, p1: FeatureModel, encoder: Encoder, *, tol: float = 1e-8, vectors: bool = False
+        self, layer: Layer, p1: FeatureModel, encoder: Encoder, *, tol: float = 1e-8, gradient_tol: float | None = None
     ) -> None:
         self.output = OutputLaw(layer, p1, tol)
-        self.encoder, self.tol, self.vectors = encoder, float(tol), vectors
+        self.encoder, self.tol = encoder, float(tol)
+        self.gradient_tol, self._at_once = float(tol if gradient_tol is None else gradient_tol), gradient_tol is not None
         self.w = layer.w
         self._coordinates: dict[tuple[int, int], Coordinate] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
@@ -253,7 +255,7 @@ class SpectralExpectations:
                 errors[i] = relative * abs(coefficients[0]) * size * np.append(self.output.f_size, 1.0)
                 continue
             scale = size * max(1.0, float(self.output.f_size.max(initial=0.0)))
-            term = self._term(g, min(self.tol / (scale * len(gs)), 0.5))
+            term = self._term(g, min(self.gradient_tol / (scale * len(gs)), 0.5))
             plain, error = term.F()
             values[i, :n] = term.vector(term.frame.f_along(v)) - offset * plain[:n]
             values[i, n] = float(v @ plain[:n]) - offset * plain[n]
@@ -308,8 +310,10 @@ class SpectralExpectations:
         product = np.multiply.outer(s.grown(P), r.grown(R)[R:])
         size = np.abs(product) * self._pair_gauss(a, b, P, R)
         if known is None or float(size[~chosen].sum()) > tol / 4:
+            # where gradients come next, s' and others will want modes a little further out
+            wanted = tol / (40 if self._at_once else 4)
             order = np.argsort(size, axis=None)
-            cut = int(np.searchsorted(np.cumsum(size.ravel()[order]), tol / 4))
+            cut = int(np.searchsorted(np.cumsum(size.ravel()[order]), wanted))
             chosen.ravel()[order[cut:]] = True
             modes = PairModes(P, R, chosen)
             known = (modes, self._frame([a, b], modes.modes()))
@@ -327,7 +331,7 @@ class SpectralExpectations:
 
     def _keep(self, key: tuple[int, int], made: tuple[PairModes, Frame]) -> None:
         """Remember a pair's frame; the oldest are forgotten when all of them take too much memory."""
-        if self.vectors:
+        if self._at_once:
             made[1].f  # noqa: B018  (makes X and Y at once instead of X now and both later)
         self._pairs.pop(key, None)
         self._pairs[key] = made
@@ -435,7 +439,7 @@ class SpectralExpectations:
                     values[i] += done.value[0]
                     errors[i] += done.error[0]
                     continue
-                tol = min(self.tol / (abs(weights[i, k]) * scale * len(gs) * len(hs)), 0.5)
+                tol = min(self.gradient_tol / (abs(weights[i, k]) * scale * len(gs) * len(hs)), 0.5)
                 value, error = self._product_term(g, h, tol).F()
                 values[i] += weights[i, k] * value
                 errors[i] += abs(weights[i, k]) * error * size
