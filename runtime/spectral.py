@@ -129,11 +129,15 @@ class SpectralExpectations:
         """g's coefficients when it is a polynomial of at most this degree (also when c is a constant), else None."""
         if g.coefficients is not None and len(g.coefficients) <= degree + 1:
             return g.coefficients
-        if len(g.uses) == 1:
-            lo, hi = self._coordinate(g.feature, g.uses[0]).bounds(self._log_epsilon(0))
-            if hi - lo <= 1e-13 * max(1.0, abs(lo), abs(hi)):
-                return (float(np.ravel(g.value(np.array([0.5 * (lo + hi)])))[0]),)
+        at = [self._fixed(g.feature, r) for r in g.uses]
+        if at and None not in at:
+            return (float(np.ravel(g.value(*[np.array([x]) for x in at]))[0]),)
         return None
+
+    def _fixed(self, j: int, r: int) -> float | None:
+        """The value of a coordinate that does not vary; None for one that does."""
+        lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(0))
+        return 0.5 * (lo + hi) if hi - lo <= 1e-13 * max(1.0, abs(lo), abs(hi)) else None
 
     def _row(self, g: Integrand) -> tuple[Array, float]:
         if not g.uses:
@@ -148,7 +152,11 @@ class SpectralExpectations:
     def _term(self, g: Integrand, tol: float) -> Term:
         """g as a sum over the modes of its own coordinates."""
         if len(g.uses) == 2:
-            return self._double_term(g, tol)
+            at = [self._fixed(g.feature, r) for r in g.uses]
+            if at == [None, None]:
+                return self._double_term(g, tol)
+            varies = at.index(None)
+            g = Integrand(g.feature, (g.uses[varies],), _holding(g.value, 1 - varies, at[1 - varies]), None, g.label)
         if len(g.uses) != 1:
             raise UnsupportedError(
                 f"{g.label or 'an integrand'} of encoder[{g.feature}] depends on {len(g.uses)} encoder parameters at once; the "
@@ -452,6 +460,17 @@ class SpectralExpectations:
         along = self.of_c_F(gs, along=functionals[:, :n])
         last = functionals[:, n:]
         return Estimate(along.value + last * plain.value, along.error + np.abs(last) * plain.error)
+
+
+def _holding(g: Callable[..., Array], which: int, at: float | None) -> Callable[[Array], Array]:
+    """g(c0, c1) as a function of one of the two, the other (`which`) held at a number."""
+
+    def held(c: Array) -> Array:
+        both = [c, c]
+        both[which] = np.full_like(c, at)
+        return g(*both)
+
+    return held
 
 
 def _given(own: float, other: float, cross: float) -> float:
