@@ -16,6 +16,7 @@ import sympy as sp
 from sympy.printing.numpy import SciPyPrinter
 from sympy.printing.precedence import PRECEDENCE
 
+from elbotree.codegen import style
 from elbotree.derivation.activations import Psi, analyse
 from elbotree.derivation.families import (
     LOG_RATIO,
@@ -128,8 +129,7 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
 
 def print_expression(expression: sp.Expr) -> str:
     """One numpy expression."""
-    text = str(KernelPrinter().doprint(expression))
-    return re.sub(r"(?<![\w)\]])\(([0-9]+\.[0-9]+(?:e-?[0-9]+)?)\)\*", r"\1*", text)  # (0.5)*x: brackets of sympy's
+    return style.expression(str(KernelPrinter().doprint(expression)))
 
 
 def print_function(
@@ -151,13 +151,13 @@ def print_function(
     texts = [print_expression(r) for r in reduced]
     if isinstance(result, sp.Basic) and arguments and not result.free_symbols & set(arguments):
         texts = [f"np.full(np.shape({arguments[0].name}), {texts[0]}, dtype=np.float64)"]
-    returned = texts[0] if isinstance(result, sp.Basic) else _join(texts)
-    body = [f"{symbol.name} = {print_expression(value)}" for symbol, value in shared] + [f"return {returned}"]
-    if quiet:
-        body = ['with np.errstate(all="ignore"):', *(_INDENT + line for line in body)]
+    indent = _INDENT * 2 if quiet else _INDENT
+    lines = [f'{_INDENT}with np.errstate(all="ignore"):'] if quiet else []
+    for symbol, value in shared:
+        lines += style.assignment(symbol.name, print_expression(value), indent)
+    lines += style.returned(texts if isinstance(result, sp.Basic) or len(texts) > 1 else [f"({texts[0]},)"], indent)
     signature = ", ".join([s.name for s in arguments] + (["*", *free] if free else []))
-    lines = [f"def {name}({signature}):", *(_INDENT + line for line in body)]
-    return "\n".join([*_comment(comment), *(part for line in lines for part in fold(line))])
+    return "\n".join([*_comment(comment), *fold(f"def {name}({signature}):"), *lines])
 
 
 def fold(line: str) -> list[str]:
@@ -216,7 +216,7 @@ def psi_section(psi_text: str) -> str:
 def _activation(psi: Psi) -> str:
     affine = None if psi.affine is None else tuple(float(x) for x in psi.affine)
     fields = {
-        "text": repr(psi.text),
+        "text": _string(psi.text),
         "value": "psi",
         "derivative": "psi_derivative",
         "breaks": _floats(psi.breaks),
@@ -229,6 +229,16 @@ def _activation(psi: Psi) -> str:
     found = (("kinks", psi.kinks), ("jumps", psi.jumps), ("poles", psi.poles))
     said = ", ".join(f"{name} at b = {', '.join(map(str, at))}" for name, at in found if at) or "smooth everywhere"
     return f"# what quadrature must know of psi: {said}\nPSI = rt.Activation(\n{listed}\n)"
+
+
+def _string(text: str) -> str:
+    """A string literal; a long one in parts, for lines have an end."""
+    if len(text) <= style.WIDTH - len('    text="",'):
+        return f'"{text}"'
+    rows = textwrap.wrap(text, style.WIDTH - 20, break_on_hyphens=False, drop_whitespace=False)
+    if "".join(rows) != text:  # tabs and line ends: wrap made spaces of them
+        rows = [text[i : i + style.WIDTH - 20] for i in range(0, len(text), style.WIDTH - 20)]
+    return "\n".join(["(", *(f'{_INDENT * 2}"{row}"' for row in rows), f"{_INDENT})"])
 
 
 def _pieces(psi: Psi) -> str:
@@ -254,7 +264,7 @@ def family_section(names: str | Sequence[str]) -> str:
     chosen = [names] if isinstance(names, str) else sorted(set(names))
     families = [get_family(name) for name in chosen]
     writers = [_FamilyWriter(family) for family in families]
-    parts = [f"FAMILIES = {tuple(chosen)!r}"]
+    parts = [f"FAMILIES = {_strings(chosen)}"]
     parts += [text for writer in writers for text in writer.functions()]
     parts += [_builder(quantity, writers) for quantity in _BUILDERS]
     return "\n\n\n".join(parts) + "\n"
@@ -279,13 +289,23 @@ _BUILDERS: dict[str, tuple[str, str, str]] = {
 }
 
 
+def _strings(names: Sequence[str]) -> str:
+    return _join([f'"{name}"' for name in names])
+
+
 def _builder(quantity: str, writers: Sequence[_FamilyWriter]) -> str:
     arguments, label, summary = _BUILDERS[quantity]
-    lines = [f"def {quantity}({arguments}):", f'{_INDENT}"""{summary}"""', f'{_INDENT}label = f"{label}"']
-    lines.append(f"{_INDENT}match q.family:")
-    for writer in writers:
-        lines.append(f'{_INDENT * 2}case "{writer.family.name}":')
-        lines += [_INDENT * 3 + line for line in writer.cases[quantity]]
+    cases = [
+        line
+        for writer in writers
+        for line in (
+            f'{_INDENT * 2}case "{writer.family.name}":',
+            *(_INDENT * 3 + line for line in writer.cases[quantity]),
+        )
+    ]
+    lines = [f"def {quantity}({arguments}):", f'{_INDENT}"""{summary}"""']
+    lines += [f'{_INDENT}label = f"{label}"'] if any(re.search(r"\blabel\b", case) for case in cases) else []
+    lines += [f"{_INDENT}match q.family:", *cases]
     lines.append(f"{_INDENT}raise rt.posteriors.unknown_family(q.family, FAMILIES)")
     return "\n".join(part for line in lines for part in fold(line))
 
@@ -428,7 +448,7 @@ class _FamilyWriter:
             slopes = {}
             for i, point in enumerate(family.points):
                 name = f"{family.name}_kl_log_p{i}"
-                slope = sp.simplify(sp.diff(form.closed, sp.Symbol(f"log_p{i}", real=True)))
+                slope = sp.diff(form.closed, sp.Symbol(f"log_p{i}", real=True))
                 text = f"{family.name}: d/dlog p({point}) K(c) = {slope}"
                 self._functions[name] = print_function(name, family.c, slope, text)
                 slopes[point] = name
@@ -510,10 +530,10 @@ class _FamilyWriter:
             function = f"{family.name}_{name}"
             return f"rt.posteriors.bind({function}{bound})" if bound else function
 
-        scores = ", ".join(bind(f"score_c{r}") for r in range(family.t))
+        scores = _join([bind(f"score_c{r}") for r in range(family.t)])
         parameters = ", ".join(f'"{p.name}": {bind(f"score_{p.name}")}' for p in family.parameters)
         fields = [f"{name}={bind(name)}" for name in ("centre", "spread", "log_density")]
-        fields += [f"scores=({scores},)", f"parameter_scores={{{parameters}}}", f"reach={family.reach!r}"]
+        fields += [f"scores={scores}", f"parameter_scores={{{parameters}}}", f"reach={family.reach!r}"]
         listed = "\n".join(f"{_INDENT * 2}{text}," for text in fields)
         head = f"# the law of beta given c, {family.law}\ndef {family.name}_law(q):"
         return f"{head}\n{_INDENT}return rt.posteriors.Law(\n{listed}\n{_INDENT})"

@@ -220,7 +220,7 @@ def _merge(branches: Sequence[Branch]) -> tuple[list[Branch], list[sp.Expr]]:
     merged, gaps = [branches[0]], []
     for branch in branches[1:]:
         last = merged[-1]
-        same = last.expression == branch.expression or sp.simplify(last.expression - branch.expression) == 0
+        same = _same(last.expression, branch.expression)
         value = branch.expression.subs(B, branch.low)
         limit = value if value.is_finite else _limit(branch.expression, branch.low, "+")
         smooth = limit.is_finite and not _fractional(branch.expression, branch.low)
@@ -231,6 +231,17 @@ def _merge(branches: Sequence[Branch]) -> tuple[list[Branch], list[sp.Expr]]:
         else:
             merged.append(branch)
     return merged, gaps
+
+
+def _same(left: sp.Expr, right: sp.Expr) -> bool:
+    """Whether two smooth expressions are one function. Numbers refute it first: `simplify` takes a second to load."""
+    if left == right:
+        return True
+    points = (sp.Rational(-23, 17), sp.Rational(5, 13), sp.Rational(31, 19))
+    values = [elementary(left - right).subs(B, point).evalf(30) for point in points]
+    if any(value.is_comparable and abs(value) > sp.Float("1e-15") for value in values):
+        return False
+    return bool(sp.expand(left - right) == 0 or sp.simplify(left - right) == 0)
 
 
 def _fractional(expression: sp.Expr, at: sp.Expr) -> bool:

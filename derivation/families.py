@@ -134,7 +134,7 @@ class Family:
         """log of the density of z, where beta = centre(c) + spread(c) z."""
         assert self.log_density is not None
         inner = self.log_density.subs(BETA, self.centre + self.spread * Z) + sp.log(self.spread)
-        return sp.simplify(sp.expand(inner).replace(sp.log, _split_log))
+        return sp.expand(sp.expand(inner).replace(sp.log, _split_log))
 
     def scores(self) -> tuple[sp.Expr, ...]:
         """d log q(beta | c) / d c_r for each r, at fixed beta, written in z."""
@@ -147,7 +147,7 @@ class Family:
     def _score(self, symbol: sp.Symbol) -> sp.Expr:
         assert self.log_density is not None
         slope = sp.diff(self.log_density, symbol).subs(BETA, self.centre + self.spread * Z)
-        slope = sp.simplify(sp.expand(slope))
+        slope = sp.expand(slope)
         ratios = {Sigmoid(c) / Softplus(c): SoftplusLogSlope(c) for c in self.c}  # 0/0 as written, 1 in the limit
         return sp.factor(slope.subs(ratios))
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import networkx
 import sympy
 
 from elbotree.derivation import notation as nt
@@ -21,6 +20,8 @@ from elbotree.derivation import rules
 from elbotree.derivation.notation import Expr
 
 if TYPE_CHECKING:
+    import networkx
+
     from elbotree.derivation.gradient import Gradient
     from elbotree.derivation.verify import Report
 
@@ -277,6 +278,8 @@ class LossTree:
     @property
     def graph(self) -> networkx.DiGraph[str]:
         """A fresh networkx.DiGraph: edges from parent to child, the node's fields as attributes."""
+        import networkx  # here, because it takes as long to import as the derivation takes
+
         graph: networkx.DiGraph[str] = networkx.DiGraph()
         for node in self.nodes:
             graph.add_node(node.name, **{name: getattr(node, name) for name in Node.__dataclass_fields__})

@@ -132,11 +132,11 @@ def test_branches_not_taken_stay_silent():
 def test_printer_writes_plain_numpy():
     texts = {
         "max(0, b, b**2)": "np.maximum(b, b**2)",
-        "0.1*b": "0.1*b",
-        "1/b**2": "(1.0/b**2)",
-        "sqrt(b)/3 + pi": "0.3333333333333333*np.sqrt(b) + np.pi",
-        "b**(1/3)": "b**(0.3333333333333333)",
-        "exp(1/2)*b": "b*np.exp(0.5)",
+        "0.1*b": "0.1 * b",
+        "1/b**2": "1.0 / b**2",
+        "sqrt(b)/3 + pi": "0.3333333333333333 * np.sqrt(b) + np.pi",
+        "b**(1/3)": "b**0.3333333333333333",
+        "exp(1/2)*b": "b * np.exp(0.5)",
     }
     assert {text: print_expression(parse_psi(text)) for text in texts} == texts
     assert KernelPrinter().doprint(B) == "b"
