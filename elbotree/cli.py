@@ -1,5 +1,5 @@
-"""The command line: parse, call, print. Each verb is one function; what it does lives elsewhere and is imported only when
-the verb runs, so that `elbotree --help` stays quick.
+"""The command line: parse, call, print. Each verb is one function; what it does lives elsewhere and is imported only
+when the verb runs, so that `elbotree --help` stays quick.
 
 Exit status: 0 done, 1 a user's mistake (one line on standard error), 2 wrong usage, 3 a tolerance was not met. With
 `--format json` standard output carries JSON alone; progress goes to standard error, and only on a terminal.
@@ -316,7 +316,7 @@ def _console(stderr: bool = False) -> Console:
 
 @contextlib.contextmanager
 def _progress(title: str) -> Iterator[Any]:
-    """A spinner on standard error when that is a terminal, else nothing. Yields a function that shows a line of news."""
+    """A spinner on standard error when that is a terminal, else nothing. Yields what shows a line of news there."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return

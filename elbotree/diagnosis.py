@@ -1,5 +1,5 @@
-"""What `elbotree doctor` finds out: versions, threads, extras, and whether a small problem still gives the twelve numbers
-that are known for it.
+"""What `elbotree doctor` finds out: versions, threads, extras, and whether a small problem still gives the twelve
+numbers that are known for it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ PACKAGES = ("elbotree", "numpy", "scipy", "sympy", "networkx", "safetensors", "c
 EXTRAS = {"sklearn": "sklearn", "plots": "matplotlib"}
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-#: A problem whose twelve numbers can be had without any of this package's numerics: x1 = (2 alpha, 0) + noise with alpha
-#: a fair coin makes b a mixture of two normals, and all else one-dimensional integrals, done at 30 digits.
+#: A problem whose twelve numbers can be had without any of this package's numerics: x1 = (2 alpha, 0) + noise with
+#: alpha a fair coin makes b a mixture of two normals, and all else one-dimensional integrals, done at 30 digits.
 PROBLEM: dict[str, Any] = {
     "format": "elbotree-problem/1",
     "layer": {"A": [[1.0, 0.0], [0.0, 1.0]], "w": [0.5, 1.0], "u": [1.0, 0.0], "psi": "relu", "threshold": -0.8},

@@ -76,8 +76,8 @@ def evaluate(
 
     Arguments
         problem        layer, input model, model of the output, encoder
-        tol            error allowed at each term, relative to max(1, |value|); 1e-6 where none is given. The grid method
-                       takes its accuracy from eps: there a tol is only compared with the errors, and only when given
+        tol            error allowed at each term, relative to max(1, |value|); 1e-6 where none is given. The grid takes
+                       its accuracy from eps: there a tol is only compared with the errors, and only when given
         method         "spectral": characteristic functions, to tol; "grid": the paper's bins (Fact 3.3, Lemma 3.4)
         check_samples  also evaluate the same kernels on that many samples, to stand beside the values as a check
         eps            width of the grid's bins (method="grid" only)

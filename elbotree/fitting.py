@@ -165,7 +165,7 @@ def read_layer_and_input(path: str | Path) -> tuple[Layer, FeatureModel]:
 
 
 def _length(w: object, folder: Path) -> int:
-    """How many coordinates the layer's output has; 1 where w cannot tell, and then the reader says what is wrong with w."""
+    """How many coordinates the layer's output has; 1 where w cannot tell, for the reader to say what is wrong."""
     if isinstance(w, Mapping):
         return max(1, read_array(w, "`layer.w`", folder).size)
     return max(1, len(w)) if isinstance(w, list) else 1

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_VOID = {"meta", "img", "br", "line", "circle", "polyline", "rect", "path"}
+_VOID = {"meta", "img", "br"}  # of HTML; in SVG an element without content must be closed, or it swallows what follows
 
 
 class Markup(str):
@@ -121,7 +121,7 @@ def _ticks(values: Sequence[float], count: int = 5) -> list[float]:
 
 
 def signed_picture(pixels: Array, *, alt: str, scale: float | None = None) -> Markup:
-    """A small picture of signed numbers: blue below zero, white at zero, red above; `scale` is the full colour's value."""
+    """A small picture of signed numbers: blue below zero, white at zero, red above, full at +-`scale`."""
     top = float(np.max(np.abs(pixels))) if scale is None else scale
     level = np.clip(pixels / (top or 1.0), -1.0, 1.0)[..., None]
     red, white, blue = np.array([178.0, 24, 43]), np.array([247.0, 247, 247]), np.array([33.0, 102, 172])
@@ -165,7 +165,7 @@ pre { background: var(--panel); padding: .75rem; overflow-x: auto; border-radius
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; }
+th:first-child { text-align: left; } th[scope=row] { white-space: pre; }
 details { border-left: 2px solid var(--rule); padding-left: .8rem; margin: .3rem 0; }
 details.inner { border-left-style: dotted; }
 summary { cursor: pointer; padding: .25rem 0; } summary:focus-visible { outline: 2px solid var(--mark); }

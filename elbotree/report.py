@@ -1,5 +1,5 @@
-"""The report: one self-contained HTML page about a problem or a fit, with the loss tree, every term's formula, rule, place,
-value and error, the training curve, and the learned features. Pictures and charts are drawn by `elbotree.html`.
+"""The report: one self-contained HTML page about a problem or a fit, with the loss tree, every term's formula, rule,
+place, value and error, the training curve, and the learned features. Pictures and charts are drawn by `elbotree.html`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from elbotree.codegen import Kernels
 from elbotree.derivation import LossTree, derive
+from elbotree.derivation.render import combination_text, law_text
 from elbotree.evaluation import evaluate, kernels_for
 from elbotree.fitting import Fit, load
 from elbotree.html import Markup, join, line_chart, page, table, tag
@@ -114,7 +115,13 @@ def _tree(tree: LossTree, kernels: Kernels, values: Values) -> Markup:
         part, term = tree[name], values[name]
         head = tag("summary", tag("span", name, class_="name"), *_figures(term))
         formula = tag("div", Markup(tree.to_mathml(name)), class_="formula")
-        facts = {"rule": part.rule, "paper": part.place, "errata": part.erratum}
+        facts = {
+            "made of": combination_text(part) if part.children else "",
+            "rule": part.rule,
+            "paper": part.place,
+            "errata": part.erratum,
+            "joint law": law_text(part.law),
+        }
         listed = tag("dl", *(item for key, text in facts.items() if text for item in (tag("dt", key), tag("dd", text))))
         source = tag(
             "details",
