@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,9 @@ class LinearLaw:
     priors: tuple[Prior, ...]
     noise: Array
     groups: tuple[tuple[Prior, NDArray[np.intp]], ...] = field(init=False)
+    _flat: dict[tuple[bytes, int, float], tuple[Any, ...]] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         found: dict[Prior, list[int]] = {}
@@ -62,6 +66,40 @@ class LinearLaw:
             elif prior.variance() > 0 and np.any(R[:, i] != 0):
                 keep.append(i)
         return LinearLaw(mean, R[:, keep], tuple(p1.priors[i] for i in keep), noise)
+
+    def flat(self, b_step: Array, b_modes: int, reach: float, over_k: Array, over_n: Array) -> tuple[Any, ...]:
+        """The sources as flat arrays for the compiled loops: atoms as rotations over k, the rest as tables to `reach`."""
+        key = (b_step.tobytes(), b_modes, reach)
+        along = b_step @ self.loadings
+        if key not in self._flat:
+            from elbotree.runtime import lattice_loops
+
+            m = len(self.priors)
+            start, row, length, step = np.zeros(m + 1, np.int64), np.full(m, -1), np.zeros(m, np.int64), np.zeros(m)
+            atoms: list[float] = []
+            masses: list[float] = []
+            of_source: list[int] = []
+            tables, known, size = [np.zeros((0, 6))], {}, 0
+            for i, prior in enumerate(self.priors):
+                if isinstance(prior, Discrete | Bernoulli):
+                    points, weights = prior.atoms
+                    atoms += list(points - prior.mean())
+                    masses += list(weights)
+                    of_source += [i] * len(points)
+                else:
+                    if prior not in known:
+                        h, made = lattice_loops.table(prior, reach)
+                        known[prior] = (size, len(made), h)
+                        tables.append(made)
+                        size += len(made)
+                    row[i], length[i], step[i] = known[prior]
+                start[i + 1] = len(atoms)
+            k = np.arange(-b_modes, b_modes + 1)
+            turn = np.multiply.outer(np.array(atoms) * along[np.array(of_source, dtype=np.intp)], k)
+            rotate = np.stack([np.cos(turn), np.sin(turn)], axis=1) if atoms else np.zeros((0, 2, len(k)))
+            sources = (start, np.array(atoms), np.array(masses), rotate, row, length, step, np.concatenate(tables))
+            self._flat[key] = sources
+        return (along, over_n, over_k, *self._flat[key])
 
     def mapped(self, T: Array, shift: Array) -> LinearLaw:
         """The law of T y + shift."""
@@ -129,6 +167,7 @@ class Lattice:
     modes: NDArray[np.int64]
     b_step: Array
     b_modes: int
+    compiled: bool = False
 
     @property
     def columns(self) -> int:
@@ -138,6 +177,23 @@ class Lattice:
         """Row ranges small enough that one block's factors stay in cache."""
         rows = max(1, _BLOCK // (max(1, len(self.law.priors)) * self.columns))
         return [slice(a, min(a + rows, len(self.modes))) for a in range(0, len(self.modes), rows)]
+
+    @staticmethod
+    def _loops() -> Any:
+        """The compiled loops; numba takes half a second to import, which small problems need not pay."""
+        from elbotree.runtime import lattice_loops
+
+        return lattice_loops
+
+    def _flat(self, rows: slice) -> tuple[Any, ...]:
+        """This block of modes and the sources as the flat arrays that the compiled loops take."""
+        over_n, over_k = self._gaussian(rows)
+        across = self.steps @ self.law.loadings
+        # reaches are rounded up to powers of two, so that all lattices of a law share tables
+        reach = float(np.abs(self.modes @ across).max(initial=0.0))
+        reach += float(np.abs(self.b_step @ self.law.loadings).max(initial=0.0)) * self.b_modes
+        reach = float(2.0 ** np.ceil(np.log2(max(reach, 1e-6))))
+        return (self.modes[rows] @ across, *self.law.flat(self.b_step, self.b_modes, reach, over_k, over_n))
 
     def _gaussian(self, rows: slice) -> tuple[Array, Array]:
         """exp(-omega^T Sigma omega / 2) as a factor over n and one over k."""
@@ -181,6 +237,12 @@ class Lattice:
     def values(self, base: Base, powers: int) -> ComplexArray:
         """X[q, n] = sum_k base[q, n, k] E exp(i <omega[n, k], y - mean>), q < powers; X (powers, N)."""
         X = np.empty((powers, len(self.modes)), dtype=np.complex128)
+        if self.compiled:
+            for rows in self.blocks():
+                part = np.empty((powers, rows.stop - rows.start), dtype=np.complex128)
+                self._loops().walk_values(*self._flat(rows), np.ascontiguousarray(base(rows, powers)), part)
+                X[:, rows] = part
+            return X
         for rows in self.blocks():
             over_n, over_k = self._gaussian(rows)
             phi = np.multiply.outer(over_n, over_k).astype(np.complex128)
@@ -201,6 +263,18 @@ class Lattice:
         X = np.empty((powers, len(self.modes)), dtype=np.complex128)
         Y = np.empty((vectors, len(self.modes), len(law.mean)), dtype=np.complex128)
         noise_steps, noise_b = self.steps @ law.noise, self.b_step @ law.noise
+        if self.compiled:
+            for rows in self.blocks():
+                count = rows.stop - rows.start
+                by_source = np.empty((vectors, count, m), dtype=np.complex128)
+                by_k = np.empty((vectors, count), dtype=np.complex128)
+                part = np.empty((powers, count), dtype=np.complex128)
+                factors = np.ascontiguousarray(base(rows, powers))
+                self._loops().walk_moments(*self._flat(rows), factors, part, by_source, by_k)
+                X[:, rows] = part
+                omega = X[:vectors, rows, None] * (self.modes[rows] @ noise_steps) + by_k[:, :, None] * noise_b
+                Y[:, rows] = -1j * (by_source @ law.loadings.T) + 1j * omega
+            return X, Y
         k = np.arange(-self.b_modes, self.b_modes + 1)
         for rows in self.blocks():
             over_n, over_k = self._gaussian(rows)

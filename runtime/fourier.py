@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erfc
 
+from elbotree.runtime.errors import UnsupportedError
+
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
@@ -79,52 +81,68 @@ class Series:
         return np.pad(self.coefficients, max(0, P - self.P))
 
 
-def series(g: Callable[[Array], Array], period: Period, sigma: float, tol: float) -> Series:
-    """The Fourier series of g on `period`, cut where what is left out adds at most tol to any E g(c).
+class Spectrum:
+    """The Fourier coefficients of g on `period`, before any cut.
 
-    sigma: standard deviation of the Gaussian noise in c, so that |E e^{i p Delta c}| <= exp(-(p Delta sigma)^2 / 2) = G(p)
-    and the density of c is at most 1 / (sigma sqrt(2 pi)).
-
-    Samples are doubled until eight of them predict the next midpoint, so that g is resolved whatever its shape. A g too
-    sharp for 131,072 samples keeps what is missing in `dropped`: the trapezoidal rule misses at most the step times the
-    density times the sum of the misfits.
+    Samples are doubled until eight of them predict the next midpoint to a tenth of tol, so that g is resolved whatever
+    its shape. A g too sharp for 131,072 samples keeps what is missing in `misfit`.
+    Raises UnsupportedError when g is not finite on the period; `name` is what the message calls it.
     """
-    count = 128
-    x = period.start + period.length * np.arange(count) / count
+
+    def __init__(self, g: Callable[[Array], Array], period: Period, tol: float, name: str = "an integrand") -> None:
+        count = 128
+        values = _finite(g, period.start + period.length * np.arange(count) / count, name)
+        while True:
+            step = period.length / count
+            between = _finite(g, period.start + step * (np.arange(count) + 0.5), name)
+            guess = np.convolve(values, _MIDPOINT, mode="valid")
+            misfit = np.abs(between[3 : 3 + len(guess)] - guess)
+            finer = np.empty(2 * count)
+            finer[0::2], finer[1::2] = values, between
+            values, count = finer, 2 * count
+            worst, self.largest = float(misfit.max()), float(np.abs(values).max())
+            resolved = worst <= max(0.1 * tol, 1e-15 * self.largest)
+            if resolved or count >= _MAX_SAMPLES:
+                break
+        self.period, self.tol, self.count = period, tol, count
+        # worst misfit, and the sum that the trapezoidal rule misses at most when multiplied by step and density
+        self.misfit = (0.0, 0.0) if resolved else (worst, step * float(misfit.sum()))
+        x = period.start + period.length * np.arange(count) / count
+        raw = np.fft.rfft(values * period.window(x, tol)) / count
+        self.p = np.arange(len(raw))
+        self.raw = raw * np.exp(-1j * period.delta * period.start * self.p)
+
+    def cut(self, sigma: float, tol: float) -> Series:
+        """The series with what is left out adding at most tol to any E g(c).
+
+        sigma: standard deviation of the Gaussian noise in c, so that |E e^{i p Delta c}| <= exp(-(p Delta sigma)^2 / 2) and
+        the density of c is at most 1 / (sigma sqrt(2 pi)).
+        """
+        size = 2 * np.abs(self.raw) * np.exp(-0.5 * np.minimum((self.p * (self.period.delta * sigma)) ** 2, 1400.0))
+        tails = np.append(np.cumsum(size[::-1])[::-1][1:], 0.0)  # tails[P]: what is left out when |p| <= P is kept
+        floor = 4e-17 * self.largest * self.count**0.5
+        P = min(int(np.argmax(tails <= max(tol, floor))), self.count // 2 - 1)
+        worst, total = self.misfit
+        unresolved = min(worst, total / (sigma * np.sqrt(2 * np.pi))) if sigma > 0 else worst
+        coefficients = np.concatenate([self.raw[P:0:-1].conj(), self.raw[: P + 1]])
+        return Series(coefficients, float(tails[P]) + unresolved, self.largest)
+
+
+def _finite(g: Callable[[Array], Array], x: Array, name: str) -> Array:
     values = np.asarray(g(x), dtype=np.float64)
-    while True:
-        step = period.length / count
-        between = np.asarray(g(period.start + step * (np.arange(count) + 0.5)), dtype=np.float64)
-        guess = np.convolve(values, _MIDPOINT, mode="valid")
-        misfit = np.abs(between[3 : 3 + len(guess)] - guess)
-        finer = np.empty(2 * count)
-        finer[0::2], finer[1::2] = values, between
-        values, count = finer, 2 * count
-        worst = float(misfit.max())
-        largest = float(np.abs(values).max())
-        if worst <= max(0.1 * tol, 1e-15 * largest) or count >= _MAX_SAMPLES:
-            break
-    x = period.start + period.length * np.arange(count) / count
-    raw = np.fft.rfft(values * period.window(x, tol)) / count
-    p = np.arange(len(raw))
-    raw = raw * np.exp(-1j * period.delta * period.start * p)
-    size = 2 * np.abs(raw) * np.exp(-0.5 * (p * period.delta * sigma) ** 2)
-    tails = np.append(np.cumsum(size[::-1])[::-1][1:], 0.0)  # tails[P]: what is left out when |p| <= P is kept
-    P = min(int(np.argmax(tails <= max(tol, 4e-17 * largest * count**0.5))), count // 2 - 1)
-    unresolved = 0.0
-    if worst > max(0.1 * tol, 1e-15 * largest):
-        by_density = step * float(misfit.sum()) / (sigma * np.sqrt(2 * np.pi)) if sigma > 0 else np.inf
-        unresolved = min(worst, by_density)
-    return Series(np.concatenate([raw[P:0:-1].conj(), raw[: P + 1]]), float(tails[P]) + unresolved, largest)
+    if not np.all(np.isfinite(values)):
+        bad = float(x[~np.isfinite(values)][0])
+        raise UnsupportedError(
+            f"{name} is not finite at c = {bad:.6g}, which the law of the encoder's parameter reaches; rescale this row of C or "
+            "mend the family's formula"
+        )
+    return values
 
 
-def best_period(
-    gs: Sequence[Callable[[Array], Array]], lo: float, hi: float, sigma: float, tol: float
-) -> tuple[Period, list[Series]]:
-    """The padding under which several functions of one coordinate need the fewest modes, and their series on it."""
-    periods = [Period(lo, hi, pad) for pad in PADS]
-    found = [(period, [series(g, period, sigma, tol) for g in gs]) for period in periods]
-    return min(found, key=lambda choice: max(s.P for s in choice[1]))
+def best_spectrum(g: Callable[[Array], Array], lo: float, hi: float, sigma: float, tol: float, name: str) -> Spectrum:
+    """The spectrum of g under the padding that needs the fewest modes for noise sigma."""
+    found = [Spectrum(g, Period(lo, hi, pad), tol, name) for pad in PADS]
+    return min(found, key=lambda spectrum: spectrum.cut(sigma, tol).P)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ numerics page: everything that the loss and its gradient ask of the pair, whatev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from elbotree.runtime.characteristic import Lattice, LinearLaw, Tails
 from elbotree.runtime.errors import UnsupportedError
-from elbotree.runtime.fourier import Period, Series, series
+from elbotree.runtime.fourier import Period
 from elbotree.runtime.psi_transform import PsiTransform
 
 Array = NDArray[np.float64]
@@ -56,9 +56,6 @@ class Axis:
     def delta(self) -> float:
         return self.period.delta
 
-    def series(self, g: Callable[[Array], Array], sigma: float, tol: float) -> Series:
-        return series(g, self.period, sigma, tol)
-
 
 class Frame:
     """The sums X, Y, Z of one lattice, each made when first asked for."""
@@ -71,12 +68,13 @@ class Frame:
         w: Array,
         axes: Sequence[Axis],
         modes: NDArray[np.int64],
+        compiled: bool = False,
     ) -> None:
         self.law, self.transform, self.w = law, transform, w
         self.modes = modes
         steps = np.array([a.delta * a.coordinate.v for a in axes])
         table = np.array([[a.coordinate.center, a.coordinate.theta, a.coordinate.kappa] for a in axes])
-        self._center, self._theta, self._alpha = (modes @ (table * np.array([[a.delta] for a in axes]))).T
+        self._center, self._theta, self._alpha = (modes @ (table * np.array([[a.delta] for a in axes]))).T.copy()
         b_step, b_modes = (np.zeros(len(w)), 0) if transform is None else (u * transform.step, transform.modes)
         points = len(modes) * (2.0 * b_modes + 1) * max(1, len(law.priors))
         if points > _MAX_POINTS:
@@ -84,14 +82,16 @@ class Frame:
                 f"an expectation over {len(axes) + 1} dimensions would need {len(modes):,} x {2 * b_modes + 1:,} lattice points "
                 f"for {len(law.priors)} sources; loosen tol, raise input.noise_std, or use fewer encoder parameters per integrand"
             )
-        self.lattice = Lattice(law, steps, modes, b_step, b_modes)
+        self.lattice = Lattice(law, steps, modes, b_step, b_modes, compiled)
         self.rounding = 8 * ROUNDOFF * self.lattice.rounding()
 
     def _base(self, rows: slice, powers: int) -> ComplexArray:
         """What the lattice sums against, (powers, N, K); K = 1 where f is affine in y and b plays no part."""
         if self.transform is None:
             return np.repeat(np.exp(1j * self._center[rows])[None, :, None], powers, axis=0)
-        return self.transform.rows(self._center[rows], self._theta[rows], self._alpha[rows], powers)
+        return self.transform.rows(
+            self._center[rows], self._theta[rows], self._alpha[rows], powers, self.lattice.compiled
+        )
 
     @cached_property
     def X(self) -> ComplexArray:

@@ -88,13 +88,16 @@ def read_onnx(path: str | Path) -> tuple[Program, Affine]:
     program = Program(prod(shape))
     values[name] = _Rows(program.input(), shape)
     for i, proto in enumerate(graph.node):
-        place = f"{path}, {_name(proto, i)}"
+        place = _name(proto, i)
         missing = [given for given in proto.input if given not in values]
         if missing:
-            raise InputError(f"{place}: its input {missing[0]!r} is not computed before it; the file is damaged")
-        attributes = {a.name: _attribute(a, numpy_helper, place) for a in proto.attribute}
-        node = _Node(proto.op_type, place, [values[given] for given in proto.input], attributes, program)
-        values[proto.output[0]] = _run(node)
+            raise InputError(f"{path}, {place}: its input {missing[0]!r} is not computed before it; the file is damaged")
+        try:
+            attributes = {a.name: _attribute(a, numpy_helper, place) for a in proto.attribute}
+            node = _Node(proto.op_type, place, [values[given] for given in proto.input], attributes, program)
+            values[proto.output[0]] = _run(node)
+        except InputError as error:
+            raise type(error)(f"{path}, {error}") from None
     output = values.get(graph.output[0].name)
     if not isinstance(output, _Rows):
         raise InputError(f"{path}: the output {graph.output[0].name!r} does not depend on the input")
@@ -226,7 +229,7 @@ def _fold(node: _Node, values: list[NDArray[Any]]) -> NDArray[Any]:
         if node.op == "Reshape":
             return np.reshape(values[0], [int(size) for size in values[1]])
         if node.op in _FOLDS:
-            return _FOLDS[node.op](*values)
+            return np.asarray(_FOLDS[node.op](*values))
     except (ValueError, IndexError, TypeError) as error:
         raise InputError(f"{node.place}: {error}") from None
     raise node.fail("all its inputs are constants, and only plain arithmetic on constants is read")
@@ -300,7 +303,7 @@ def _divided(node: _Node) -> _Rows:
     if isinstance(b, np.ndarray):
         if not b.all():
             raise InputError(f"{node.place}: it divides by the constant 0")
-        return _times(_Node("Mul", node.place, [a, 1 / b.astype(np.float64)], {}, node.program))
+        return _times(_Node("Mul", node.place, [a, np.asarray(1 / b.astype(np.float64))], {}, node.program))
     assert isinstance(b, _Rows)
     inverse = _Rows(node.program.apply("reciprocal", b.functions, f"{node.place} reciprocal"), b.shape)
     return _times(_Node("Mul", node.place, [a, inverse], {}, node.program))

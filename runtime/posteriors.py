@@ -132,6 +132,7 @@ class Law:
     scores             d log q(beta | c) / d c_r at fixed beta, functions (z, *c), one for each of the t coordinates
     parameter_scores   the same by each parameter of the family
     reach              the interval of z outside which the law is below rounding
+    support            the interval of beta on which the density lives
     """
 
     centre: Function
@@ -140,10 +141,56 @@ class Law:
     scores: tuple[Function, ...]
     parameter_scores: Mapping[str, Function] = field(default_factory=dict)
     reach: tuple[float, float] = (-9.5, 9.5)
+    support: tuple[float, float] = (-np.inf, np.inf)
 
     @property
     def t(self) -> int:
         return len(self.scores)
+
+    def _slope(self, score: int | str | None) -> Function | None:
+        return None if score is None else self.scores[score] if isinstance(score, int) else self.parameter_scores[score]
+
+    def _panels(self, marks: Sequence[float], centre: Array, spread: Array) -> _Panels:
+        edges = np.linspace(*self.reach, 9) if self.reach[0] < 0 else _decaying(self.reach[1])
+        return _with_marks(edges, marks, centre, spread, self.support)
+
+    def of_z(self, g: Function, *c: ArrayLike, score: int | str | None = None) -> Array:
+        """E[g(z, *c)] for each c, or with `score` E[g(z, *c) d log q / d that]."""
+        shape, rows = _rows(c)
+        out = np.empty(len(rows[0]))
+        for chosen in _chunks(np.arange(len(out))):
+            out[chosen] = self._of_z(g, [row[chosen] for row in rows], score)
+        return out.reshape(shape)
+
+    def _of_z(self, g: Function, c: list[Array], score: int | str | None) -> Array:
+        slope = self._slope(score)
+
+        def integrand(z: Array, i: NDArray[np.intp]) -> tuple[Array, Array]:
+            here = [row[i][:, None] for row in c]
+            density = np.exp(self.log_density(z, *here))
+            value = np.where(density > 0, g(z, *here), 0.0)
+            if slope is not None:
+                density = np.where(density > 0, density * slope(z, *here), 0.0)
+            return density * value, np.abs(density) * (1.0 + np.abs(value))
+
+        return _adaptive(integrand, self._panels((), self.centre(*c), self.spread(*c)))
+
+    def mean(self, *c: ArrayLike, score: int | str | None = None) -> Array:
+        """s(c) by quadrature, or its derivative: E[score] = 0, so that of the centre falls away."""
+        moment = self.spread(*c) * self.of_z(lambda z, *_: z, *c, score=score)
+        return np.asarray(moment if score is not None else self.centre(*c) + moment)
+
+    def variance(self, *c: ArrayLike, score: int | str | None = None) -> Array:
+        """V(c) by quadrature, or its derivative E[(beta - s)^2 score]; moments of z, so nothing large cancels."""
+        first = self.of_z(lambda z, *_: z, *c)
+        shifted = self.of_z(lambda z, *_: z**2, *c, score=score)
+        by = first if score is None else 2 * self.of_z(lambda z, *_: z, *c, score=score)
+        return np.asarray(self.spread(*c) ** 2 * (shifted - first * by))
+
+    def log_likelihood(self, *c: ArrayLike, score: int | str | None = None) -> Array:
+        """E_Q[log q(beta | c)] by quadrature, or its derivative E[log q score]."""
+        found = self.of_z(self.log_density, *c, score=score)
+        return found if score is not None else np.asarray(found - np.log(self.spread(*c)))
 
     def expect(self, h: OfBeta, around: Prior, *c: ArrayLike, score: int | str | None = None) -> Array:
         """See BetaLaw. Where the law is narrower than 1e-6 of the prior's scale, d/dc is a fourth-order difference of
@@ -169,11 +216,8 @@ class Law:
 
     def _integrate(self, h: OfBeta, around: Prior, c: list[Array], score: int | str | None) -> Array:
         centre, spread = self.centre(*c), self.spread(*c)
-        edges = np.linspace(*self.reach, 9) if self.reach[0] < 0 else _decaying(self.reach[1])
-        panels = _with_marks(edges, _landmarks(around), centre, spread)
-        slope = (
-            None if score is None else self.scores[score] if isinstance(score, int) else self.parameter_scores[score]
-        )
+        panels = self._panels(_landmarks(around), centre, spread)
+        slope = self._slope(score)
         base = np.zeros(len(centre)) if slope is None else _baseline(h, centre, spread)
 
         def integrand(z: Array, i: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -431,6 +475,28 @@ def log_ratio(feature: int, law: TiltedLaw, prior: Prior, label: str = "", score
         return base.logpdf(beta) - prior.logpdf(beta)
 
     return _integrand(feature, law, h, prior, label, score)
+
+
+def relative_entropy(
+    feature: int, law: Law, prior: Prior, label: str = "", score: int | str | None = None
+) -> Integrand:
+    """E_Q[log q - log p] of a posterior whose entropy has no closed form either, or its derivative by `score`."""
+
+    def value(*c: ArrayLike) -> Array:
+        against = law.expect(lambda beta, atom: -prior.logpdf(beta), prior, *c, score=score)
+        return law.log_likelihood(*c, score=score) + against
+
+    return Integrand(feature, tuple(range(law.t)), value, None, label)
+
+
+def law_mean(feature: int, law: Law, label: str = "", score: int | str | None = None) -> Integrand:
+    """s(c) of a posterior whose mean has no closed form, or its derivative by `score`."""
+    return Integrand(feature, tuple(range(law.t)), partial(law.mean, score=score), None, label)
+
+
+def law_variance(feature: int, law: Law, label: str = "", score: int | str | None = None) -> Integrand:
+    """V(c) of a posterior whose variance has no closed form, or its derivative by `score`."""
+    return Integrand(feature, tuple(range(law.t)), partial(law.variance, score=score), None, label)
 
 
 def prior_scores(feature: int, law: BetaLaw, prior: Prior, label: str = "") -> dict[str, Pieces | list[Pieces]]:

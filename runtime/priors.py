@@ -46,13 +46,24 @@ __all__ = [
 
 
 def _tilted_atoms(points: Array, masses: Array, c: Array, precision: float, top: int) -> list[Array]:
-    """Lambda and cumulants of finitely many atoms, as a mixture of points."""
-    zero = np.zeros_like(c)
-    parts = []
-    for x, mass in zip(points, masses, strict=True):
-        log_weight = c * x - 0.5 * precision * x**2 + math.log(mass)
-        parts.append([log_weight, np.full_like(c, x), zero, zero, zero][: top + 1])
-    return mixture_cumulants(parts, top)
+    """Lambda and cumulants of finitely many atoms: the law with masses proportional to mass e^{c x - precision x^2 / 2}."""
+    exponents = np.multiply.outer(points, c) + (np.log(masses) - 0.5 * precision * points**2)[:, None]
+    largest = exponents.max(axis=0)
+    # far below the largest, a mass is 0: no underflow on the way there
+    p = np.exp(np.maximum(exponents - largest, -700.0))
+    total = p.sum(axis=0)
+    out = [largest + np.log(total)]
+    if top >= 1:
+        p /= total
+        out.append(points @ p)
+        distance = points[:, None] - out[1]
+        weighted = p * distance
+    for order in range(2, top + 1):
+        weighted = weighted * distance
+        out.append(weighted.sum(axis=0))
+        if order == 4:
+            out[4] = out[4] - 3 * out[2] ** 2
+    return out
 
 
 class _Atomic(Prior):

@@ -12,6 +12,7 @@ no nodes; elsewhere Gauss-Legendre panels are used, as many nodes as the frequen
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,8 +88,15 @@ class PsiTransform:
             self._nodes[level] = (beta, weights, self.at(beta), F)
         return self._nodes[level]
 
-    def rows(self, center: Array, theta: Array, alpha: Array, powers: int) -> ComplexArray:
+    def rows(self, center: Array, theta: Array, alpha: Array, powers: int, compiled: bool = False) -> ComplexArray:
         """base_l[n, k] for l < powers <= 3, (powers, N, K)."""
+        if self.psi.pieces is not None and compiled:
+            from elbotree.runtime import lattice_loops
+
+            out = np.empty((powers, len(center), 2 * self.modes + 1), dtype=np.complex128)
+            half, mid, slope, p0 = self._pieces.T.copy()
+            lattice_loops.linear_base(center, theta, alpha, half, mid, slope, p0, self.step, self.hi - self.lo, out)
+            return out
         if self.psi.pieces is not None:
             return self._linear_pieces(center, theta, alpha, powers)
         turns = float(np.max(np.abs(theta) + np.abs(alpha) * self.steepness, initial=0.0)) + 1.0
@@ -96,23 +104,28 @@ class PsiTransform:
         phase = np.exp(1j * (center[:, None] + np.multiply.outer(theta, beta) + np.multiply.outer(alpha, psi)))
         return np.stack([(phase * psi**power) @ F.T for power in range(powers)])
 
+    @cached_property
+    def _pieces(self) -> Array:
+        """Half length, middle, slope and value at the middle of each linear piece inside the range, (pieces, 4)."""
+        assert self.psi.pieces is not None
+        ends = [self.lo, *self.breaks, self.hi]
+        first = sum(b <= self.bbar + self.lo for b in self.psi.breaks)
+        rows = []
+        for (a, b), (slope, intercept) in zip(pairwise(ends), self.psi.pieces[first:], strict=False):
+            mid = 0.5 * (a + b)
+            rows.append((0.5 * (b - a), mid, slope, slope * (self.bbar + mid) + intercept))
+        return np.array(rows)
+
     def _linear_pieces(self, center: Array, theta: Array, alpha: Array, powers: int) -> ComplexArray:
         """The same where psi = slope b + intercept between its breaks.
 
         On a piece of half length h around `mid`, psi = p0 + p1 x with x in [-1, 1], and with z = h (theta_n + alpha_n slope -
         k step): int e^{izx} = 2 j0(z), int x e^{izx} = 2 i j1(z), int x^2 e^{izx} = (2/3)(j0(z) - 2 j2(z)).
         """
-        assert self.psi.pieces is not None
         k = np.arange(-self.modes, self.modes + 1)
         out = np.zeros((powers, len(center), len(k)), dtype=np.complex128)
-        ends = [self.lo, *self.breaks, self.hi]
-        first = sum(b <= self.bbar + self.lo for b in self.psi.breaks)
-        for index, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
-            slope, intercept = self.psi.pieces[first + index]
-            h, mid = 0.5 * (b - a), 0.5 * (a + b)
-            if h <= 0:
-                continue
-            p0, p1 = slope * (self.bbar + mid) + intercept, slope * h
+        for h, mid, slope, p0 in self._pieces:
+            p1 = slope * h
             turn = theta + alpha * slope
             j0, j1, j2 = _bessel_of_differences(h * turn, h * self.step * k, powers)
             level = [2 * j0, 2 * (p0 * j0 + 1j * p1 * j1) if powers > 1 else j0, j0]

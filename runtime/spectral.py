@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.estimates import Estimate
-from elbotree.runtime.fourier import PADS, Period, Series, best_period, series_2d
+from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, best_spectrum, series_2d
 from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, PairModes, Term
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer
@@ -29,6 +29,7 @@ from elbotree.runtime.output_law import OutputLaw
 
 Array = NDArray[np.float64]
 
+_COMPILE_FROM = 600  # pairs times sources (twice over): n = 8 is below, n = 9 above
 _KEPT_BYTES = 1 << 30  # frames of pairs are kept for the next expectation on the same pair up to this much memory
 
 
@@ -50,14 +51,20 @@ class SpectralExpectations:
     ) -> None:
         self.output = OutputLaw(layer, p1, tol)
         self.encoder, self.tol = encoder, float(tol)
-        self.gradient_tol, self._at_once = float(tol if gradient_tol is None else gradient_tol), gradient_tol is not None
+        self.gradient_tol, self._at_once = (
+            float(tol if gradient_tol is None else gradient_tol),
+            gradient_tol is not None,
+        )
         self.w = layer.w
+        # compiled loops pay from about a dozen features on; a rule by size, not by time, gives the same bits every time
+        self._compiled = len(encoder) ** 2 * len(self.output.lattice_law.priors) > _COMPILE_FROM
         self._coordinates: dict[tuple[int, int], Coordinate] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
         self._paddings: dict[tuple[int, int, int, int], int] = {}
         self._singles: dict[int, Frame] = {}
         self._pairs: dict[tuple[int, int], tuple[PairModes, Frame]] = {}
-        self._series_made: dict[tuple[int, int, int, int], tuple[Integrand, Series]] = {}
+        self._spectra: dict[tuple[int, int], tuple[Integrand, Spectrum]] = {}
+        self._sizes: dict[tuple[int, int], tuple[Integrand, float]] = {}
         self._mean_pairs: dict[tuple[str, str], tuple[float, float, float]] = {}
 
     # ------------------------------------------------------------------ what needs no encoder
@@ -82,17 +89,23 @@ class SpectralExpectations:
             self._coordinates[j, r] = self.output.coordinate(q.C[r], float(q.bias[r]))
         return self._coordinates[j, r]
 
-    def _level(self, c: Coordinate, g: Callable[[Array], Array], tol: float) -> tuple[int, float]:
+    def _level(self, g: Integrand, tol: float) -> tuple[int, float]:
         """Which range of c to expand g on (a level of 0 leaves 2 % of tol outside, each further one e^3 less), and the
         bound on what is outside: 4 max|g| epsilon, the aliases of a period included."""
         level = 0
         while True:
-            log_epsilon = self._log_epsilon(level)
-            lo, hi = c.bounds(log_epsilon)
-            tail = 4 * float(np.abs(g(np.linspace(lo, hi, 65))).max()) * float(np.exp(log_epsilon))
+            tail = 4 * self._largest(g, level) * float(np.exp(self._log_epsilon(level)))
             if tail <= 0.5 * tol or level >= 60:
                 return level, tail
             level += max(1, min(20, int(np.ceil(np.log(2 * tail / tol) / 3))))
+
+    def _largest(self, g: Integrand, level: int) -> float:
+        """max |g| on the range of c of a level; remembered for as long as g itself."""
+        key = (id(g), level)
+        if key not in self._sizes:
+            lo, hi = self._coordinate(g.feature, g.uses[0]).bounds(self._log_epsilon(level))
+            self._sizes[key] = (g, float(np.abs(g.value(np.linspace(lo, hi, 33))).max()))
+        return self._sizes[key][1]
 
     def _log_epsilon(self, level: int) -> float:
         return float(np.log(0.02 * self.tol)) - 3.0 * level
@@ -105,23 +118,30 @@ class SpectralExpectations:
         return self._axes[key]
 
     def _expand(self, g: Integrand, sigma: float, tol: float) -> tuple[Axis, Series, float]:
-        """g on an axis of its coordinate, for noise sigma; the first function of a coordinate chooses the padding."""
+        """g on an axis of its coordinate, for noise sigma.
+
+        Functions of one coordinate share an axis wherever they can, since all sums of a lattice are then made once: a
+        wider range than needed serves too, and the first function chooses the padding for all that see about as much noise.
+        """
         j, r = g.feature, g.uses[0]
-        level, tail = self._level(self._coordinate(j, r), g.value, tol)
-        noise = -10_000 if sigma == 0.0 else int(np.floor(np.log(sigma) / np.log(1.1)))
-        fineness = int(np.floor(np.log(tol / 4) / np.log(4.0)))
-        sigma = 0.0 if sigma == 0.0 else 1.1**noise
-        key = (j, r, level, noise)
+        level, tail = self._level(g, tol)
+        level = max((l for a, b, l, _ in self._paddings if (a, b) == (j, r) and level <= l <= level + 3), default=level)
+        # spectra are made to a quarter of a power of 100, so that nearby tolerances share them
+        fine = float(100.0 ** np.floor(np.log(tol / 4) / np.log(100.0)))
+        enough = sigma >= 0.6 * self._coordinate(j, r).sigma
+        key = (j, r, level, 0 if enough else -1 if sigma == 0.0 else int(np.floor(np.log(sigma))) + 1000)
+        name = g.label or "an integrand"
         if key not in self._paddings:
             lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(level))
-            period, _ = best_period([g.value], lo, hi, sigma, 4.0**fineness)
-            self._paddings[key] = PADS.index(period.pad)
+            chosen = best_spectrum(g.value, lo, hi, sigma, fine, name)
+            self._paddings[key] = PADS.index(chosen.period.pad)
+            self._spectra[id(g), id(self._axis(j, r, level, self._paddings[key]))] = (g, chosen)
         axis = self._axis(j, r, level, self._paddings[key])
-        made = (id(g), id(axis), noise, fineness)
-        if made not in self._series_made:
-            # the integrand is kept beside its series, so that its id stays taken
-            self._series_made[made] = (g, axis.series(g.value, sigma, 4.0**fineness))
-        return axis, self._series_made[made][1], tail
+        made = self._spectra.get((id(g), id(axis)))
+        if made is None or made[1].tol > fine:
+            # the integrand is kept beside its spectrum, so that its id stays taken
+            made = self._spectra[id(g), id(axis)] = (g, Spectrum(g.value, axis.period, fine, name))
+        return axis, made[1].cut(sigma, tol / 4), tail
 
     # ------------------------------------------------------------------ expectations of one feature
 
@@ -147,7 +167,7 @@ class SpectralExpectations:
 
     def _frame(self, axes: Sequence[Axis], modes: NDArray[np.int64]) -> Frame:
         out = self.output
-        return Frame(out.lattice_law, out.transform, out.u, out.w, axes, modes)
+        return Frame(out.lattice_law, out.transform, out.u, out.w, axes, modes, self._compiled)
 
     def _term(self, g: Integrand, tol: float) -> Term:
         """g as a sum over the modes of its own coordinates."""
@@ -286,15 +306,10 @@ class SpectralExpectations:
         c, d = self._pair_coordinate(g), self._pair_coordinate(h)
         noise = self.output.lattice_law.noise
         cross = float(c.v @ noise @ d.v)
-        size_g, size_h = self._size(g), self._size(h)
+        size_g, size_h = max(1.0, self._largest(g, 0)), max(1.0, self._largest(h, 0))
         a, s, tail_g = self._expand(g, _given(c.sigma, d.sigma, cross), tol / (4 * size_h))
         b, r, tail_h = self._expand(h, _given(d.sigma, c.sigma, cross), tol / (4 * size_g))
         return a, b, s, r, (tail_g + s.dropped) * size_h + (tail_h + r.dropped) * size_g
-
-    def _size(self, g: Integrand) -> float:
-        """max |g| on the range of c at the engine's tolerance, at least 1."""
-        lo, hi = self._coordinate(g.feature, g.uses[0]).bounds(self._log_epsilon(0))
-        return max(1.0, float(np.abs(g.value(np.linspace(lo, hi, 33))).max()))
 
     def _pair_coordinate(self, g: Integrand) -> Coordinate:
         if len(g.uses) != 1:

@@ -405,7 +405,7 @@ class _Objective:
 
     def __call__(self, x: Array) -> tuple[float, Array]:
         encoder = self.coordinates.unpack(x)
-        law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.05, gradient_tol=3 * self.tol)
+        law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=100 * self.tol)
         problem = Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
         loss = self.kernels.evaluate(law, problem)["L"]
         rows = [e.value for e in self.kernels.dL_dC(law, problem)]  # (t, n2 + 1) each, the last column for the bias

@@ -1,0 +1,303 @@
+"""The inner loops of a lattice walk, compiled by numba: what `characteristic.Lattice` does in numpy, without temporaries.
+
+One mode n at a time; for it, arrays over k (the frequencies of b) of every source's factor stay in the first-level
+cache, and each loop over k writes one array only: with two, the compiler would have to test more pairs of pointers for
+overlap than it is willing to, and would not vectorise. Atomic sources are sums of rotations, exact to rounding;
+the others read quintic Hermite tables of phi. Modes are independent, so results do not depend on how they are divided
+among threads. The numpy walk is the reference for these loops, and what small problems use (compiling takes seconds).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from elbotree.runtime.priors import Prior
+
+Array = NDArray[np.float64]
+
+_jit = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
+
+
+@lru_cache(maxsize=256)
+def table(prior: Prior, reach: float) -> tuple[float, Array]:
+    """Step and (L, 6) table of Re/Im of phi, phi', phi'' of the centred prior at t = 0, h, 2h, ... beyond `reach`.
+
+    Quintic Hermite interpolation is off by at most h^6 max|phi^(6)| / 46080, and |phi^(6)| <= E|alpha - E alpha|^6, here
+    bounded through 64 (E (alpha - mean)^4)^(3/2) plus the scale's own sixth power: h is chosen for 1e-16, so
+    that the slope of the interpolant is good to about 1e-14 / h.
+    """
+    mean, std = prior.mean(), float(np.sqrt(prior.variance()))
+    raw = [prior.moment(k) for k in range(1, 5)]
+    fourth = raw[3] - 4 * mean * raw[2] + 6 * mean**2 * raw[1] - 3 * mean**4
+    sixth = 8 * max(fourth, std**4) ** 1.5
+    step = float((46080e-16 / max(sixth, 1e-300)) ** (1 / 6))
+    t = step * np.arange(int(np.ceil(reach / step)) + 3)
+    turn = np.exp(-1j * mean * t)
+    phi, first, second = (prior.cf(t, order) for order in range(3))
+    values = [turn * phi, turn * (first - 1j * mean * phi), turn * (second - 2j * mean * first - mean**2 * phi)]
+    return step, np.stack([part for v in values for part in (v.real, v.imag)], axis=1)
+
+
+@_jit
+def _interpolate(tables: Any, row: int, length: int, step: float, t: float, out: Any) -> None:
+    """phi and phi' at t from a table of t >= 0 (phi(-t) is the conjugate), into out[0:4]."""
+    sign = 1.0
+    if t < 0:
+        t = -t
+        sign = -1.0
+    at = t / step
+    i = int(at)
+    if i > length - 2:
+        i = length - 2
+    x = at - i
+    x2 = x * x
+    x3 = x2 * x
+    # quintic Hermite basis and its derivative
+    a1 = x3 * (10 + x * (-15 + 6 * x))
+    a0 = 1 - a1
+    b0 = x - x3 * (6 + x * (-8 + 3 * x))
+    b1 = x3 * (-4 + x * (7 - 3 * x))
+    c0 = 0.5 * x2 * (1 + x * (-3 + x * (3 - x)))
+    c1 = 0.5 * x3 * (1 + x * (-2 + x))
+    d1 = x2 * (30 + x * (-60 + 30 * x))
+    e0 = 1 - x2 * (18 + x * (-32 + 15 * x))
+    e1 = x2 * (-12 + x * (28 - 15 * x))
+    f0 = x * (1 + x * (-4.5 + x * (6 - 2.5 * x)))
+    f1 = x2 * (1.5 + x * (-4 + 2.5 * x))
+    for part in range(2):
+        v0, v1 = tables[row + i, part], tables[row + i + 1, part]
+        s0, s1 = tables[row + i, 2 + part] * step, tables[row + i + 1, 2 + part] * step
+        q0, q1 = tables[row + i, 4 + part] * step * step, tables[row + i + 1, 4 + part] * step * step
+        value = a0 * v0 + a1 * v1 + b0 * s0 + b1 * s1 + c0 * q0 + c1 * q1
+        slope = (d1 * (v1 - v0) + e0 * s0 + e1 * s1 + f0 * q0 + f1 * q1) / step
+        # phi is even in its real part and odd in its imaginary part; phi' the other way round
+        if part == 0:
+            out[0] = value
+            out[2] = sign * slope
+        else:
+            out[1] = sign * value
+            out[3] = slope
+
+
+@_jit
+def _factor(
+    i: int,
+    t0: float,
+    along: float,
+    start: Any,
+    atoms: Any,
+    masses: Any,
+    rotate: Any,
+    table_row: Any,
+    table_length: Any,
+    table_step: Any,
+    tables: Any,
+    slope: bool,
+    out: Any,
+    scratch: Any,
+) -> None:
+    """Source i's factor over k: out[0], out[1] the real and imaginary part of phi, out[2], out[3] those of phi'."""
+    K = out.shape[1]
+    if table_row[i] < 0:
+        for part in range(4 if slope else 2):
+            for k in range(K):
+                out[part, k] = 0.0
+        for a in range(start[i], start[i + 1]):
+            x = atoms[a]
+            c, s = masses[a] * np.cos(x * t0), masses[a] * np.sin(x * t0)
+            for k in range(K):
+                out[0, k] += c * rotate[a, 0, k] - s * rotate[a, 1, k]
+            for k in range(K):
+                out[1, k] += c * rotate[a, 1, k] + s * rotate[a, 0, k]
+            if slope:
+                c, s = x * c, x * s
+                for k in range(K):
+                    out[2, k] -= c * rotate[a, 1, k] + s * rotate[a, 0, k]
+                for k in range(K):
+                    out[3, k] += c * rotate[a, 0, k] - s * rotate[a, 1, k]
+    else:
+        half = K // 2
+        for k in range(K):
+            _interpolate(tables, table_row[i], table_length[i], table_step[i], t0 + along * (k - half), scratch)
+            out[0, k], out[1, k] = scratch[0], scratch[1]
+            if slope:
+                out[2, k], out[3, k] = scratch[2], scratch[3]
+
+
+@_jit
+def walk_values(
+    t: Any,
+    along: Any,
+    over_n: Any,
+    over_k: Any,
+    start: Any,
+    atoms: Any,
+    masses: Any,
+    rotate: Any,
+    table_row: Any,
+    table_length: Any,
+    table_step: Any,
+    tables: Any,
+    base: Any,
+    X: Any,
+) -> None:
+    """X[q, n] = sum_k base[q, n, k] over_n[n] over_k[k] prod_i phi_i(t[n, i] + k along[i])."""
+    N, m = t.shape
+    K = over_k.shape[0]
+    out, scratch = np.empty((4, K)), np.empty(4)
+    re, im, held = np.empty(K), np.empty(K), np.empty(K)
+    for n in range(N):
+        for k in range(K):
+            re[k] = over_n[n] * over_k[k]
+        im[:] = 0.0
+        for i in range(m):
+            _factor(
+                i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, False,
+                out, scratch,
+            )  # fmt: skip
+            for k in range(K):
+                held[k] = re[k] * out[0, k] - im[k] * out[1, k]
+            for k in range(K):
+                im[k] = re[k] * out[1, k] + im[k] * out[0, k]
+            re, held = held, re
+        for q in range(base.shape[0]):
+            total_re, total_im = 0.0, 0.0
+            for k in range(K):
+                b_re, b_im = base[q, n, k].real, base[q, n, k].imag
+                total_re += b_re * re[k] - b_im * im[k]
+                total_im += b_re * im[k] + b_im * re[k]
+            X[q, n] = total_re + 1j * total_im
+
+
+@_jit
+def walk_moments(
+    t: Any,
+    along: Any,
+    over_n: Any,
+    over_k: Any,
+    start: Any,
+    atoms: Any,
+    masses: Any,
+    rotate: Any,
+    table_row: Any,
+    table_length: Any,
+    table_step: Any,
+    tables: Any,
+    base: Any,
+    X: Any,
+    by_source: Any,
+    by_k: Any,
+) -> None:
+    """X as in `walk_values`; for the first rows of base, by_source[q, n, i] = sum_k base phi_i' prod_{l != i} phi_l, and
+    by_k[q, n] = sum_k k base prod_l phi_l (the Gaussian factor included in all of them)."""
+    N, m = t.shape
+    K = over_k.shape[0]
+    half = K // 2
+    factors, scratch = np.empty((m, 4, K)), np.empty(4)
+    prefix = np.empty((m + 1, 2, K))
+    after_re, after_im, held, x, y = np.empty(K), np.empty(K), np.empty(K), np.empty(K), np.empty(K)
+    for n in range(N):
+        for k in range(K):
+            prefix[0, 0, k] = over_n[n] * over_k[k]
+        prefix[0, 1, :] = 0.0
+        after_re[:] = 1.0
+        after_im[:] = 0.0
+        for i in range(m):
+            out = factors[i]
+            _factor(
+                i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, True,
+                out, scratch,
+            )  # fmt: skip
+            for k in range(K):
+                prefix[i + 1, 0, k] = prefix[i, 0, k] * out[0, k] - prefix[i, 1, k] * out[1, k]
+            for k in range(K):
+                prefix[i + 1, 1, k] = prefix[i, 0, k] * out[1, k] + prefix[i, 1, k] * out[0, k]
+        for q in range(base.shape[0]):
+            total_re, total_im, k_re, k_im = 0.0, 0.0, 0.0, 0.0
+            for k in range(K):
+                b_re, b_im = base[q, n, k].real, base[q, n, k].imag
+                term_re = b_re * prefix[m, 0, k] - b_im * prefix[m, 1, k]
+                term_im = b_re * prefix[m, 1, k] + b_im * prefix[m, 0, k]
+                total_re += term_re
+                total_im += term_im
+                k_re += (k - half) * term_re
+                k_im += (k - half) * term_im
+            X[q, n] = total_re + 1j * total_im
+            if q < by_k.shape[0]:
+                by_k[q, n] = k_re + 1j * k_im
+        for i in range(m - 1, -1, -1):
+            out = factors[i]
+            # phi_i' times everything else, left where the derivative stood
+            for k in range(K):
+                x[k] = out[2, k] * after_re[k] - out[3, k] * after_im[k]
+            for k in range(K):
+                y[k] = out[2, k] * after_im[k] + out[3, k] * after_re[k]
+            for k in range(K):
+                out[2, k] = prefix[i, 0, k] * x[k] - prefix[i, 1, k] * y[k]
+            for k in range(K):
+                out[3, k] = prefix[i, 0, k] * y[k] + prefix[i, 1, k] * x[k]
+            for k in range(K):
+                held[k] = after_re[k] * out[0, k] - after_im[k] * out[1, k]
+            for k in range(K):
+                after_im[k] = after_re[k] * out[1, k] + after_im[k] * out[0, k]
+            after_re, held = held, after_re
+            for q in range(by_k.shape[0]):
+                total_re, total_im = 0.0, 0.0
+                for k in range(K):
+                    b_re, b_im = base[q, n, k].real, base[q, n, k].imag
+                    total_re += b_re * out[2, k] - b_im * out[3, k]
+                    total_im += b_re * out[3, k] + b_im * out[2, k]
+                by_source[q, n, i] = total_re + 1j * total_im
+
+
+@_jit
+def linear_base(
+    center: Any, theta: Any, alpha: Any, half: Any, mid: Any, slope: Any, p0: Any, step: float, length: float, out: Any
+) -> None:
+    """`PsiTransform.rows` for psi linear on pieces, psi = p0 + slope (beta - mid) on |beta - mid| <= half, into (powers, N, K).
+
+    The closed forms are those of `psi_transform`: spherical Bessel functions j0, j1, j2 of z = half (theta + alpha slope - k step).
+    """
+    powers, N, K = out.shape
+    cos_y, sin_y, y = np.empty(K), np.empty(K), np.empty(K)
+    turn_re, turn_im = np.empty(K), np.empty(K)
+    out[:] = 0.0
+    for piece in range(half.shape[0]):
+        h, m, p1 = half[piece], mid[piece], slope[piece] * half[piece]
+        for k in range(K):
+            y[k] = h * step * (k - K // 2)
+            cos_y[k], sin_y[k] = np.cos(y[k]), np.sin(y[k])
+            angle = -step * m * (k - K // 2)
+            turn_re[k], turn_im[k] = np.cos(angle), np.sin(angle)
+        for n in range(N):
+            turn = theta[n] + alpha[n] * slope[piece]
+            x = h * turn
+            cos_x, sin_x = np.cos(x), np.sin(x)
+            angle = center[n] + alpha[n] * (p0[piece] - slope[piece] * m) + turn * m
+            re_n, im_n = np.cos(angle) * h / length, np.sin(angle) * h / length
+            for k in range(K):
+                z = x - y[k]
+                both_re = re_n * turn_re[k] - im_n * turn_im[k]
+                both_im = re_n * turn_im[k] + im_n * turn_re[k]
+                z2 = z * z
+                if z2 < 0.09:
+                    j0 = 1 + z2 * (-1 / 6 + z2 * (1 / 120 + z2 * (-1 / 5040 + z2 * (1 / 362880 - z2 / 39916800))))
+                    j1 = z * (1 / 3 + z2 * (-1 / 30 + z2 * (1 / 840 + z2 * (-1 / 45360 + z2 / 3991680))))
+                    j2 = z2 * (1 / 15 + z2 * (-1 / 210 + z2 * (1 / 7560 + z2 * (-1 / 498960 + z2 / 51891840))))
+                else:
+                    inverse = 1.0 / z
+                    j0 = (sin_x * cos_y[k] - cos_x * sin_y[k]) * inverse
+                    j1 = (j0 - (cos_x * cos_y[k] + sin_x * sin_y[k])) * inverse
+                    j2 = 3 * j1 * inverse - j0
+                both = both_re + 1j * both_im
+                out[0, n, k] += both * (2 * j0)
+                if powers > 1:
+                    out[1, n, k] += both * (2 * p0[piece] * j0 + 2j * p1 * j1)
+                if powers > 2:
+                    real = 2 * p0[piece] ** 2 * j0 + p1**2 * (2 / 3) * (j0 - 2 * j2)
+                    out[2, n, k] += both * (real + 4j * p0[piece] * p1 * j1)
