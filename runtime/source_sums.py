@@ -132,5 +132,3 @@ class SourceSum:
         gradient = self.noise @ c
         value = float(k0.sum() + 0.5 * c @ gradient)
         return value, gradient + self.loadings @ k1, self.noise + (self.loadings * k2) @ self.loadings.T
-
-

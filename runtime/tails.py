@@ -12,7 +12,7 @@ h and the number of terms follow from the tolerance. Densities drop the factor 1
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -255,9 +255,7 @@ class Line:
         sides = [np.flatnonzero(away < 0), np.flatnonzero(away > 0)]
         best = [int(side[np.argmin(reach[side])]) for side in sides]
         period = max(float(reach[j]) for j in best)
-        left, right = (
-            math.exp(over[j] - abs(away[j]) * period) / -math.expm1(-abs(away[j]) * period) for j in best
-        )
+        left, right = (math.exp(over[j] - abs(away[j]) * period) / -math.expm1(-abs(away[j]) * period) for j in best)
         step = 2 * math.pi / period
         T, truncation = self._truncation(tilted, target, power, 40 * step)
         return Contour(c, level, step, 1 + math.ceil(T / step), tilted, kappa, left, right, truncation)
@@ -334,10 +332,17 @@ class Line:
         """P(S > q); relative accuracy on both sides of the mean."""
         x = q - self.shift
         if x < self.mean:
-            left = self.reflected._right(-x, tol)
+            left = self.reflected._right(-x, self._slack(-x, tol))
             if left.log_value <= math.log(0.5):
-                return left.complement()
+                return replace(left.complement(), tol=tol)
         return self._right(x, tol)
+
+    def _slack(self, x: float, tol: float) -> float:
+        """The relative tolerance of P(S < q) that 1 - P(S < q) needs, by its Chernoff bound; x belongs to the reflection."""
+        law = self.reflected
+        c, _ = law._saddle(x, 1)
+        exponent = float(law._K(np.array([c]))[0]) - c * x
+        return min(0.1, tol * math.exp(-max(exponent, -600.0))) if exponent < 0 else tol
 
     def _right(self, x: float, tol: float) -> TailProbability:
         """P(S - shift > x) on a contour right of 0."""
@@ -345,7 +350,7 @@ class Line:
         for _ in range(5):
             contour = self.contour(x, x, tol, 1, deeper)
             if contour.count > _MANY and self.domain[1] < math.inf and 2 * contour.c > self.domain[1]:
-                bent = self._bent(x, tol)
+                bent = self._bent(x, tol, 1)
                 if bent is not None:
                     return bent
             if contour.count > _MAX_NODES:
@@ -381,8 +386,8 @@ class Line:
         depth_left = EPS * abs(contour.c * x) < 0.25 * tol
         if not len(spread) or not spread.max() > 0 or self.budget[0] <= 0 or not depth_left:
             raise ToleranceError(
-                f"P(S > {x + self.shift:g}): rounding in float64 leaves a relative error of about {reached:.2g}, above tol = "
-                f"{tol:g}; loosen tol, or ask for a less extreme point"
+                f"a tail probability of about exp({contour.level - contour.c * x:.6g}): one bit of the threshold in float64 is worth "
+                f"a relative error of about {reached:.2g}, above tol = {tol:g}; loosen tol, or ask for a less extreme point"
             )
         found = []
         for log_weight, sources in self.sources.conditioned(int(np.argmax(spread))):
@@ -398,7 +403,7 @@ class Line:
                 bound[name] = bound.get(name, np.zeros(())) + share * relative
         return TailProbability.from_logs(log_value, bound, sum(p.nodes for _, p in found), tol)  # type: ignore[arg-type]
 
-    def _bent(self, x: float, tol: float) -> TailProbability | None:
+    def _bent(self, x: float, tol: float, power: int) -> TailProbability | None:
         """The same integral on a hyperbola around the pole, z = c + A (cosh t - 1) + i B sinh t; None if it does not settle.
 
         Next to a pole the straight contour needs steps as short as the distance to it, all the way to where the noise
@@ -406,13 +411,12 @@ class Line:
         with the distance. It opens by more than 45 degrees to the real axis, so that Gaussian factors decay on it,
         and crosses the axis at c only, where poles and cuts are not. The step is halved until the sum settles.
         """
-        c, _ = self._saddle(x, 1)
+        c, _ = self._saddle(x, power)
         K2, K3 = (float(level[0]) for level in self.cumulants(np.array([c]))[2:])
         bend = max(K3 / (3 * K2), 1e-12)
         B = min(2.2 / math.sqrt(K2), 0.8 / bend)
         A = bend * B * B
-        _, kappa = self.sources.tilted(c * self.d)
-        tilted = TiltedSources(self.sources.count, self.sources.tilted(c * self.d)[0].blocks)
+        tilted, kappa = self.sources.tilted(c * self.d)
         level = float(kappa.sum()) + 0.5 * self.variance * c * c
         decades = math.log(1e4 / tol)
         top = math.asinh(2 * math.sqrt(2 * decades / self.variance) / B)
@@ -422,7 +426,7 @@ class Line:
             phi = np.empty(len(t), dtype=np.complex128)
             for a in range(0, len(t), _BLOCK):
                 phi[a : a + _BLOCK] = tilted.mgf(np.multiply.outer(self.d, w[a : a + _BLOCK]))
-            z = c + w
+            z = c + w if power else 1.0
             exponent = w * (self.variance * c - x) + 0.5 * self.variance * w * w
             f = phi * np.exp(exponent) / z * (B * np.cosh(t) - 1j * A * np.sinh(t)) / math.pi
             return f, np.abs(f) * (16 + 2 * len(self.d) ** 0.5 + np.abs(w) * (abs(x) + self.variance * c))
@@ -482,7 +486,9 @@ class Line:
             a, rounding = self.terms(contour, power)
             value = _real_series(a, contour.step * x)
             y = contour.step * np.arange(contour.count)
-            level = EPS * (np.abs(contour.c * x) + float(np.abs(contour.kappa).sum()) + 0.5 * self.variance * contour.c**2)
+            level = EPS * (
+                np.abs(contour.c * x) + float(np.abs(contour.kappa).sum()) + 0.5 * self.variance * contour.c**2
+            )
             floor = float(rounding.sum()) * 2 + EPS * np.abs(x) * float(y @ np.abs(a))
             alias = contour.left + contour.right + contour.truncation
             relative = (alias + floor) / np.where(value > 0, value, 1e-300) + level
@@ -496,6 +502,10 @@ class Line:
             parts = [self._stretch(part, tol, power) for part in (x[:half], x[half:])]
             return (*(np.concatenate([p[i] for p in parts]) for i in (0, 1)), parts[0][2] + parts[1][2])  # type: ignore[return-value]
         if power == 0:
+            law, at = (self, x0) if contour.c > 0 else (self.reflected, -x0)
+            bent = law._bent(at, tol, 0)
+            if bent is not None:
+                return np.array([bent.log_value]), np.array([bent.relative_error]), bent.nodes
             raise ToleranceError(
                 f"the density at {x0 + self.shift:g} cannot be had to a relative error of {tol:g} in float64; loosen tol or "
                 "raise noise_std"
@@ -543,7 +553,11 @@ class Line:
             jump = min(max(off / hazard, -8 * self.std), 8 * self.std)
             x = x + jump
             if not low < x < high:
-                x = 0.5 * (low + high) if math.isfinite(low + high) else (low + self.std if off > 0 else high - self.std)
+                x = (
+                    0.5 * (low + high)
+                    if math.isfinite(low + high)
+                    else (low + self.std if off > 0 else high - self.std)
+                )
         raise ToleranceError(f"the quantile of log probability {log_p:g} did not settle; loosen tol")
 
     def _first_guess(self, log_p: float) -> float:
@@ -581,7 +595,9 @@ class Line:
         for _ in range(4):
             contour = self.contour(x, x, tol, 1, deeper)
             if contour.count > _MAX_NODES // 20:
-                raise ToleranceError(f"the gradient at {x + self.shift:g} would take {contour.count:,} nodes; raise noise_std")
+                raise ToleranceError(
+                    f"the gradient at {x + self.shift:g} would take {contour.count:,} nodes; raise noise_std"
+                )
             sums = np.zeros(3 + len(self.d))
             absolute = 0.0
             for start in range(0, contour.count, _BLOCK):

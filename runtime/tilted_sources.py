@@ -274,7 +274,12 @@ def _log_sinhc(x: Array) -> Cumulants:
     sign = np.where(x < 0, -1.0, 1.0)
     decay = np.exp(-2 * z)
     coth, csch2 = (1 + decay) / (1 - decay), 4 * decay / (1 - decay) ** 2
-    far = (z + np.log((1 - decay) / (2 * z)), sign * (coth - 1 / z), 1 / z**2 - csch2, sign * 2 * (coth * csch2 - z**-3))
+    far = (
+        z + np.log((1 - decay) / (2 * z)),
+        sign * (coth - 1 / z),
+        1 / z**2 - csch2,
+        sign * 2 * (coth * csch2 - z**-3),
+    )
     y = np.where(small, x, 0.0)
     near = [np.zeros_like(y) for _ in range(4)]
     for j, coefficient in enumerate(_SERIES):
@@ -293,7 +298,9 @@ def _sinhc_ratio(zeta: ComplexArray, x: Array) -> ComplexArray:
     small = np.abs(zeta) < 1e-4
     safe = np.where(small, 1.0, zeta)
     right = np.where(zeta.real >= 0, 1.0, -1.0)
-    scaled = np.where(small, np.exp(-right * zeta) * (1 + zeta**2 / 6), (1 - np.exp(-2 * right * safe)) / (2 * right * safe))
+    scaled = np.where(
+        small, np.exp(-right * zeta) * (1 + zeta**2 / 6), (1 - np.exp(-2 * right * safe)) / (2 * right * safe)
+    )
     z = np.abs(x)
     below = np.where(z < 1e-4, np.exp(-z) * (1 + z**2 / 6), -np.expm1(-2 * z) / (2 * np.where(z < 1e-4, 1.0, z)))
     return np.asarray(np.exp(right * zeta - z) * scaled / below)
@@ -322,7 +329,7 @@ def flatten(prior: Prior) -> list[tuple[float, str, tuple[float, ...]]]:
         raise UnsupportedError(
             f"a prior of type {type(prior).__name__} has no complex moment generating function here; use one of the shipped kinds"
         )
-    return sorted((item for item in out if item[0] > 0), key=lambda item: ("point normal gamma uniform".index(item[1])))
+    return sorted((item for item in out if item[0] > 0), key=lambda item: "point normal gamma uniform".index(item[1]))
 
 
 _KINDS: dict[str, type[Component]] = {
