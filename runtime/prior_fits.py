@@ -109,23 +109,25 @@ class _Normals:
 
 def _em(x: Array, noise: float, start: _Normals) -> _Normals:
     """EM for x = alpha + N(0, noise): an M step gives each component's observed variance, and the noise is taken off it."""
-    now, before = start, -math.inf
+    now, before, squared = start, -math.inf, x**2
     for _ in range(ITERATIONS):
-        total = now.v + noise
-        logs = np.log(now.p) - 0.5 * (x[:, None] - now.m) ** 2 / total - 0.5 * np.log(2 * np.pi * total)
-        each = logsumexp(logs, axis=1)
-        shares = np.exp(logs - each[:, None])
-        counts = np.maximum(shares.sum(axis=0), 1e-9)
-        means = (shares * x[:, None]).sum(axis=0) / counts
-        seen = (shares * (x[:, None] - means) ** 2).sum(axis=0) / counts
-        v = np.maximum(seen - noise, NARROWEST)
+        total = (now.v + noise)[:, None]
+        logs = np.log(now.p[:, None]) - 0.5 * (x - now.m[:, None]) ** 2 / total - 0.5 * np.log(2 * np.pi * total)
+        top = logs.max(axis=0)
+        shares = np.exp(logs - top)
+        each = shares.sum(axis=0)
+        shares /= each
+        counts = np.maximum(shares.sum(axis=1), 1e-9)
+        means = shares @ x / counts
+        v = np.maximum(shares @ squared / counts - means**2 - noise, NARROWEST)
         if now.spike:
             v[0] = 0.0
         now = _Normals(np.maximum(counts / len(x), 1e-9), means, v, now.spike)
         now.p /= now.p.sum()
-        if each.mean() - before < 1e-8:
+        likelihood = float(np.mean(top + np.log(each)))
+        if likelihood - before < 1e-8:
             break
-        before = float(each.mean())
+        before = likelihood
     return now
 
 
