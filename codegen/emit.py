@@ -520,9 +520,11 @@ def module_source(tree: LossTree, psi: str, families: Sequence[str], version: st
     expression = analyse(psi).expression
     leaves = [leaf_function(tree[name], expression) for name in tree.leaves]
     inner = [inner_function(node) for node in reversed(tuple(tree)) if node.children]
+    names = ", ".join(f'"{name}"' for name in tree.names)
     sections = [
         psi_section(psi).strip("\n"),
         family_section(families).strip("\n"),
+        f"NODES = ({names})",
         _HELPERS.strip("\n"),
         _title("leaves of the loss tree"),
         *leaves,

@@ -19,8 +19,11 @@ from sympy.printing.precedence import PRECEDENCE
 from elbotree.codegen import style
 from elbotree.derivation.activations import Psi, analyse
 from elbotree.derivation.families import (
+    CROSS_ENTROPY,
     LOG_RATIO,
     PRIOR_PARAMETERS,
+    REAL_LINE,
+    RELATIVE_ENTROPY,
     C,
     Divergence,
     Family,
@@ -329,9 +332,13 @@ class _FamilyWriter:
     # -- the public builders' cases ------------------------------------------------------------------------------
 
     def mean(self) -> list[str]:
+        if self.family.mean is None:
+            return [f"return {self._by_law('mean')}"]
         return self._by_base("mean", "s", self.family.mean, whole=True)
 
     def variance(self) -> list[str]:
+        if self.family.variance is None:
+            return _tuple([self._by_law("variance")])
         return self._by_base("variance", "V", self.family.variance)
 
     def mean_derivative(self) -> list[str]:
@@ -345,6 +352,10 @@ class _FamilyWriter:
 
     def variance_parameters(self) -> list[str]:
         return self._by_parameter("variance", "V", self.family.variance)
+
+    def _by_law(self, quantity: str, score: str = "") -> str:
+        """The integrand of a moment without a closed form, by quadrature over the law."""
+        return f"rt.posteriors.law_{quantity}(j, {self.family.name}_law(q), label{score})"
 
     def kl(self) -> list[str]:
         return self._by_prior(lambda form: _tuple(self._divergence(form, "", form.closed)))
@@ -388,7 +399,9 @@ class _FamilyWriter:
         texts = self._pieces(quantity, f"{letter}(c) = ", expression, whole)
         return [f"return {texts[0]}"] if whole else _tuple(texts)
 
-    def _by_coordinate(self, quantity: str, letter: str, expression: sp.Expr) -> list[str]:
+    def _by_coordinate(self, quantity: str, letter: str, expression: sp.Expr | None) -> list[str]:
+        if expression is None:
+            return self._over_r(lambda r: _tuple([self._by_law(quantity, f", score={r}")]))
         return self._over_r(lambda r: self._by_base(f"{quantity}_c{r}", f"d/dc{r} {letter}", _slope(expression, C[r])))
 
     def _over_r(self, case: Any) -> list[str]:
@@ -397,10 +410,13 @@ class _FamilyWriter:
             lines += [f"if r == {r}:", *(_INDENT + line for line in case(r))]
         return lines + list(case(self.family.t - 1))
 
-    def _by_parameter(self, quantity: str, letter: str, expression: sp.Expr) -> list[str]:
+    def _by_parameter(self, quantity: str, letter: str, expression: sp.Expr | None) -> list[str]:
         lines: list[str] = []
         if not self.family.parameters:
             return ["return {}"]
+        if expression is None:
+            names = [p.name for p in self.family.parameters]
+            return _mapping({name: _join([self._by_law(quantity, f', score="{name}"')]) for name in names})
         for kind in (*self.family.bases, ""):
             found = {}
             for p in self.family.parameters:
@@ -428,7 +444,7 @@ class _FamilyWriter:
         self, form: Divergence, suffix: str, expression: sp.Expr, prefix: str = "", score: str = ""
     ) -> list[str]:
         name = f"kl{self._suffix(form)}{suffix}"
-        more = {"": "", LOG_RATIO: " + E_Q[log dbase/dprior]"}.get(form.remainder, " - E_Q[log prior]")
+        more = _REMAINDERS[form.remainder]
         texts = self._pieces(name, f"{prefix}K(c){' less quadrature:' + more if more else ''} = ", expression)
         if form.remainder:
             texts.append(f"rt.posteriors.{form.remainder}(j, {self.family.name}_law(q), prior, label{score})")
@@ -522,6 +538,12 @@ class _FamilyWriter:
             texts.append(print_function(f"{family.name}_{name}", (Z, *family.c), value, said))
         return [*texts, self._law_maker(names | density)]
 
+    @property
+    def _clipped(self) -> bool:
+        """Whether the reach goes beyond the support, which quadrature must then end at."""
+        family = self.family
+        return family.support != REAL_LINE and (family.centre != 0 or family.reach[0] < 0)
+
     def _law_maker(self, values: dict[str, sp.Expr]) -> str:
         family = self.family
 
@@ -534,9 +556,19 @@ class _FamilyWriter:
         parameters = ", ".join(f'"{p.name}": {bind(f"score_{p.name}")}' for p in family.parameters)
         fields = [f"{name}={bind(name)}" for name in ("centre", "spread", "log_density")]
         fields += [f"scores={scores}", f"parameter_scores={{{parameters}}}", f"reach={family.reach!r}"]
+        fields += [f"support={_floats(family.support)}"] if self._clipped else []
         listed = "\n".join(f"{_INDENT * 2}{text}," for text in fields)
         head = f"# the law of beta given c, {family.law}\ndef {family.name}_law(q):"
         return f"{head}\n{_INDENT}return rt.posteriors.Law(\n{listed}\n{_INDENT})"
+
+
+#: what quadrature adds to the closed part of K, for comments
+_REMAINDERS = {
+    "": "",
+    CROSS_ENTROPY: " - E_Q[log prior]",
+    LOG_RATIO: " + E_Q[log dbase/dprior]",
+    RELATIVE_ENTROPY: " E_Q[log q - log prior]",
+}
 
 
 def _slope(expression: sp.Expr, symbol: sp.Symbol) -> sp.Expr:

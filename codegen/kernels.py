@@ -1,12 +1,14 @@
 """Kernels held in memory: generate the module's text, compile it, and give its functions by name.
 
-The only `exec` of the project is in `_load`, and it runs text that `emit` printed and nobody else wrote (see there)."""
+The only `exec` of the project is in `_load`, and it runs text that `emit` printed and nobody else wrote (see there).
+Sympy is imported only when text has to be made: what `cache` remembers is loaded without it."""
 
 from __future__ import annotations
 
 import hashlib
 import linecache
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -14,11 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from elbotree.codegen.emit import module_source
-from elbotree.codegen.functions import psi_section
-from elbotree.derivation.activations import analyse
-from elbotree.derivation.families import family_names, get_family
-from elbotree.derivation.tree import NODE_NAMES, derive
+from elbotree.codegen import cache
 from elbotree.runtime.activations import Activation
 from elbotree.runtime.errors import InputError
 
@@ -45,8 +43,9 @@ class Kernels:
         self.gradient: Callable[..., dict[str, Any]] = self._module.gradient
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        if name not in NODE_NAMES:
-            raise KeyError(f"no node {name!r}; the nodes are {', '.join(NODE_NAMES)}")
+        nodes: tuple[str, ...] = self._module.NODES
+        if name not in nodes:
+            raise KeyError(f"no node {name!r}; the nodes are {', '.join(nodes)}")
         function: Callable[..., Any] = getattr(self._module, name)
         return function
 
@@ -85,8 +84,9 @@ def _load(source: str) -> ModuleType:
     """Compile and run generated text as a module; its source stays reachable through linecache, without a file.
 
     Why exec is safe here: the text comes from `emit.module_source` (or `psi_section`), printed from sympy expressions
-    by our own printer. What a user gives, psi's text and names of families, gets there only as sympy expressions parsed
-    by a whitelist grammar, or as names found in our registries.
+    by our own printer, in this process or by way of `cache` (which says why what it returns can be trusted). What a user
+    gives, psi's text and names of families, gets there only as sympy expressions parsed by a whitelist grammar, or as
+    names found in our registries.
     """
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     name, filename = f"elbotree_kernels_{digest}", f"<elbotree kernels {digest}>"
@@ -112,21 +112,44 @@ def generate(psi: str | Activation = "relu", family: str | Sequence[str] = "bern
     psi       relu
     """
     text = psi if isinstance(psi, str) else psi.text
-    names = (family,) if isinstance(family, str) else tuple(dict.fromkeys(family))
-    known = family_names()
+    names = [family] if isinstance(family, str) else list(family)
     for name in names:
-        if name not in known:
-            get_family(name)  # raises, naming the nearest known family
-    # The order of the families is theirs, not the caller's: the same set gives the same text.
-    return _generate(text.strip(), tuple(name for name in known if name in names))
+        if not isinstance(name, str):
+            raise InputError(f"`family` holds {name!r}; it must be the name of a posterior family, or several names")
+    if not names:
+        raise InputError("`family` is empty; give the name of a posterior family, or several")
+    return _generate(text.strip(), tuple(sorted(set(names))))
 
 
 @lru_cache(maxsize=128)
 def _generate(psi: str, families: tuple[str, ...]) -> Kernels:
-    from elbotree import __version__
+    if _registered(psi, families):  # a name registered by a user may mean something else in the next process
+        return Kernels(source_of(psi, families), families)
+    text = cache.remembered(lambda: source_of(psi, families), "kernels", psi, *families)
+    return Kernels(text, families)
 
+
+def source_of(psi: str, families: Sequence[str]) -> str:
+    """The text of a kernel module, made anew from the derivation."""
+    from elbotree import __version__
+    from elbotree.codegen.emit import module_source
+    from elbotree.derivation.activations import analyse
+    from elbotree.derivation.families import get_family
+    from elbotree.derivation.tree import derive
+
+    for name in families:
+        get_family(name)  # raises for an unknown name, naming the nearest known one
     analyse(psi)
-    return Kernels(module_source(derive(), psi, families, __version__), families)
+    return module_source(derive(), psi, tuple(families), __version__)
+
+
+def _registered(psi: str, families: Sequence[str] = ()) -> bool:
+    """Whether a user gave one of the names its meaning. Nobody has where the registries are not even loaded."""
+    activations, known = (
+        sys.modules.get(f"elbotree.derivation.{module}") for module in ("activations", "families")
+    )
+    own = activations is not None and activations.is_registered_by_user(psi)
+    return own or (known is not None and any(known.is_registered_by_user(name) for name in families))
 
 
 @lru_cache(maxsize=256)
@@ -135,6 +158,15 @@ def compile_psi(text: str) -> Activation:
 
     Raises InputError for text that the grammar refuses.
     """
-    header = "import numpy as np\nfrom scipy import special\n\nfrom elbotree import runtime as rt\n\n\n"
-    activation: Activation = _load(header + psi_section(text)).PSI
+    if not isinstance(text, str):
+        raise InputError(f"psi must be text, got {type(text).__name__}; write a name like 'relu' or an expression in b")
+
+    def make() -> str:
+        from elbotree.codegen.functions import psi_section
+
+        header = "import numpy as np\nfrom scipy import special\n\nfrom elbotree import runtime as rt\n\n\n"
+        return header + psi_section(text)
+
+    source = make() if _registered(text) else cache.remembered(make, "psi", text)
+    activation: Activation = _load(source).PSI
     return activation

@@ -143,6 +143,11 @@ def activation_names() -> tuple[str, ...]:
     return tuple(_registry)
 
 
+def is_registered_by_user(name: str) -> bool:
+    """Whether the name is one that `register_psi` added to the shipped ones."""
+    return name.strip() in _registry and name.strip() not in _SHIPPED
+
+
 def register_psi(name: str, text: str) -> Psi:
     """Give the expression `text` (in b, by the grammar of `parse_psi`) a name, and return what was found about it.
 

@@ -8,9 +8,9 @@ expectation the runtime has to take by quadrature. Nothing numeric lives here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-import mpmath  # type: ignore[import-untyped]
 import sympy as sp
 
 from elbotree.derivation.grammar import nearest
@@ -21,7 +21,6 @@ from elbotree.derivation.special import (
     Sigmoid,
     Softplus,
     SoftplusLogSlope,
-    elementary,
 )
 from elbotree.runtime.errors import InputError
 
@@ -38,6 +37,7 @@ _SHORT = 40  # operations: longer coefficients are left as they stand, since fac
 #: remainders: what quadrature adds to the closed part of K
 CROSS_ENTROPY = "cross_entropy"  # -E_Q[log p(beta)]
 LOG_RATIO = "log_ratio"  # E_Q[log dbase/dprior]
+RELATIVE_ENTROPY = "relative_entropy"  # E_Q[log q - log p], where the entropy has no closed form either
 
 PRIOR_PARAMETERS: dict[str, tuple[sp.Symbol, ...]] = {
     "normal": (sp.Symbol("prior_mean", real=True), sp.Symbol("prior_std", positive=True)),
@@ -70,7 +70,7 @@ class Divergence:
     prior      the prior's kind, "same" for a prior equal to the posterior's base, or "*" for all others
     base       the base's kind (tilted family), or "*"
     closed     sympy, in c, the family's parameters, and the prior's (PRIOR_PARAMETERS, or log_p0, log_p1, ...)
-    remainder  "", CROSS_ENTROPY or LOG_RATIO
+    remainder  "", CROSS_ENTROPY, LOG_RATIO or RELATIVE_ENTROPY
     """
 
     prior: str
@@ -89,7 +89,8 @@ class Family:
     support      an interval, or a tuple of points for a finite law ("base": that of the base)
     log_density  log q(beta | c), for finite laws None
     log_masses   for finite laws: log q(point | c), in the order of `points`
-    mean, variance, entropy   s(c), V(c), and -E_Q[log q] (None where it involves the base)
+    mean, variance, entropy   s(c), V(c), and -E_Q[log q]; None where they are taken by quadrature (for entropy also where
+                 it involves the base)
     centre, spread            beta = centre(c) + spread(c) z puts the law on a scale of order one, for quadrature
     reach        the interval of z outside which the law is below rounding
     divergences  the forms of K, first match wins
@@ -99,8 +100,8 @@ class Family:
     name: str
     t: int
     law: str
-    mean: sp.Expr
-    variance: sp.Expr
+    mean: sp.Expr | None
+    variance: sp.Expr | None
     divergences: tuple[Divergence, ...]
     parameters: tuple[sp.Symbol, ...] = ()
     support: tuple[sp.Expr, sp.Expr] | str = REAL_LINE
@@ -157,10 +158,6 @@ def _split_log(argument: sp.Expr) -> sp.Expr:
     return LogSoftplus(argument.args[0]) if isinstance(argument, Softplus) else sp.log(argument)
 
 
-def _gaussian_log_density(mean: sp.Expr, std: sp.Expr, log_std: sp.Expr) -> sp.Expr:
-    return -((BETA - mean) ** 2) / (2 * std**2) - log_std - sp.log(2 * sp.pi) / 2
-
-
 def _against_normal(mean: sp.Expr, variance: sp.Expr) -> sp.Expr:
     """-E_Q[log p] for a normal prior: the second moment about its mean is all that it sees."""
     prior_mean, prior_std = PRIOR_PARAMETERS["normal"]
@@ -168,101 +165,162 @@ def _against_normal(mean: sp.Expr, variance: sp.Expr) -> sp.Expr:
     return spread / (2 * prior_std**2) + sp.log(prior_std) + sp.log(2 * sp.pi) / 2
 
 
-def _bernoulli() -> Family:
-    (c,) = C[:1]
-    s, masses = Sigmoid(c), (-Softplus(c), -Softplus(-c))
-    log_p = sp.symbols("log_p0 log_p1", real=True)
-    terms = zip((Sigmoid(-c), s), masses, log_p, strict=True)
-    kl = sp.expand(sum(mass * (log_q - log_prior) for mass, log_q, log_prior in terms))
+def describe_masses(
+    name: str,
+    points: Sequence[sp.Expr],
+    log_masses: Sequence[sp.Expr],
+    *,
+    t: int,
+    law: str,
+    masses: Sequence[sp.Expr] | None = None,
+    parameters: tuple[sp.Symbol, ...] = (),
+    variance: sp.Expr | None = None,
+) -> Family:
+    """A family on finitely many points, from log q(point | c): moments, entropy and K are finite sums."""
+    q = [sp.exp(log_q) for log_q in log_masses] if masses is None else list(masses)
+    mean = sp.Add(*(mass * point for mass, point in zip(q, points, strict=True)))
+    spread = sp.Add(*(mass * (point - mean) ** 2 for mass, point in zip(q, points, strict=True)))
+    log_p = [sp.Symbol(f"log_p{i}", real=True) for i in range(len(q))]
+    terms = zip(q, log_masses, log_p, strict=True)
     return Family(
-        name="bernoulli",
-        t=1,
-        law="P(beta = 1) = sigmoid(c), P(beta = 0) = sigmoid(-c)",
-        mean=s,
-        variance=Sigmoid(c) * Sigmoid(-c),
-        support=(sp.Integer(0), sp.Integer(1)),
-        points=(sp.Integer(0), sp.Integer(1)),
-        log_masses=masses,
-        entropy=Sigmoid(-c) * Softplus(c) + s * Softplus(-c),
-        divergences=(Divergence("*", kl),),
+        name=name,
+        t=t,
+        law=law,
+        parameters=parameters,
+        mean=mean,
+        variance=spread if variance is None else variance,
+        support=(min(points), max(points)),
+        points=tuple(points),
+        log_masses=tuple(log_masses),
+        entropy=-sp.Add(*(mass * log_q for mass, log_q in zip(q, log_masses, strict=True))),
+        divergences=(Divergence("*", sp.expand(sp.Add(*(mass * (own - other) for mass, own, other in terms)))),),
     )
 
 
-def _against_laplace(centre: sp.Expr, std: sp.Expr) -> sp.Expr:
-    """-E log p(beta) of a Laplace prior for a normal law."""
-    mean, scale = PRIOR_PARAMETERS["laplace"]
-    return FoldedMean(centre - mean, std) / scale + sp.log(2 * scale)
+def describe_density(
+    name: str,
+    log_density: sp.Expr,
+    *,
+    t: int,
+    law: str,
+    mean: sp.Expr | None,
+    variance: sp.Expr | None,
+    entropy: sp.Expr | None,
+    parameters: tuple[sp.Symbol, ...] = (),
+    support: tuple[sp.Expr, sp.Expr] = REAL_LINE,
+    mean_log: sp.Expr | None = None,
+    mean_distance: Callable[[sp.Expr], sp.Expr] | None = None,
+    centre: sp.Expr | None = None,
+    spread: sp.Expr | None = None,
+    reach: tuple[float, float] = (-45.0, 45.0),
+) -> Family:
+    """A family with a density, from what is known of it in closed form; K follows for every prior that needs no more.
+
+    mean_log       E log beta: what a gamma prior asks for besides the mean
+    mean_distance  a -> E|beta - a|: what a Laplace prior asks for
+    centre, spread, reach   as in `Family`; left out, the mean and the standard deviation
+    """
+    forms = []
+    if entropy is not None and mean is not None and variance is not None:
+        forms = _closed_divergences(mean, variance, entropy, support, mean_log, mean_distance)
+    remainder = Divergence("*", sp.Integer(0), RELATIVE_ENTROPY)
+    if entropy is not None:
+        remainder = Divergence("*", -entropy, CROSS_ENTROPY)
+    return Family(
+        name=name,
+        t=t,
+        law=law,
+        parameters=parameters,
+        mean=mean,
+        variance=variance,
+        support=support,
+        log_density=log_density,
+        entropy=entropy,
+        centre=mean if centre is None else centre,
+        spread=sp.sqrt(variance) if spread is None and variance is not None else spread,
+        reach=reach,
+        divergences=(*forms, remainder),
+    )
+
+
+def _closed_divergences(
+    mean: sp.Expr,
+    variance: sp.Expr,
+    entropy: sp.Expr,
+    support: tuple[sp.Expr, sp.Expr],
+    mean_log: sp.Expr | None,
+    mean_distance: Callable[[sp.Expr], sp.Expr] | None,
+) -> list[Divergence]:
+    """K against the priors whose log density is linear in what is known: beta, beta^2, log beta, |beta - a|."""
+    found = []
+    if support[0] >= 0:
+        (scale,) = PRIOR_PARAMETERS["exponential"]
+        found.append(Divergence("exponential", sp.log(scale) + mean / scale - entropy))
+    if support[0] >= 0 and mean_log is not None:
+        shape, scale = PRIOR_PARAMETERS["gamma"]
+        against = -(shape - 1) * mean_log + mean / scale + shape * sp.log(scale) + sp.loggamma(shape)
+        found.append(Divergence("gamma", against - entropy))
+    found.append(Divergence("normal", sp.expand(_against_normal(mean, variance) - entropy)))
+    if mean_distance is not None:
+        centre, scale = PRIOR_PARAMETERS["laplace"]
+        found.append(Divergence("laplace", mean_distance(centre) / scale + sp.log(2 * scale) - entropy))
+    return found
+
+
+def _bernoulli() -> Family:
+    (c,) = C[:1]
+    return describe_masses(
+        "bernoulli",
+        (sp.Integer(0), sp.Integer(1)),
+        (-Softplus(c), -Softplus(-c)),
+        masses=(Sigmoid(-c), Sigmoid(c)),
+        t=1,
+        law="P(beta = 1) = sigmoid(c), P(beta = 0) = sigmoid(-c)",
+        variance=Sigmoid(c) * Sigmoid(-c),
+    )
+
+
+def _gaussian(name: str, law: str, t: int, std: sp.Expr, log_std: sp.Expr, **more: object) -> Family:
+    """N(c0, std^2); what a normal law knows of itself."""
+    return describe_density(
+        name,
+        -((BETA - C[0]) ** 2) / (2 * std**2) - log_std - sp.log(2 * sp.pi) / 2,
+        t=t,
+        law=law,
+        mean=C[0],
+        variance=std**2,
+        entropy=log_std + sp.log(2 * sp.pi) / 2 + sp.Rational(1, 2),
+        mean_distance=lambda a: FoldedMean(C[0] - a, std),
+        spread=std,
+        reach=(-9.5, 9.5),
+        **more,  # type: ignore[arg-type]
+    )
 
 
 def _normal() -> Family:
-    (c,) = C[:1]
-    entropy = sp.log(STD) + sp.log(2 * sp.pi) / 2 + sp.Rational(1, 2)
-    return Family(
-        name="normal",
-        t=1,
-        law="N(c, std^2)",
-        parameters=(STD,),
-        mean=c,
-        variance=STD**2,
-        log_density=_gaussian_log_density(c, STD, sp.log(STD)),
-        entropy=entropy,
-        centre=c,
-        spread=STD,
-        divergences=(
-            Divergence("normal", sp.expand(_against_normal(c, STD**2) - entropy)),
-            Divergence("laplace", _against_laplace(c, STD) - entropy),
-            Divergence("*", -entropy, CROSS_ENTROPY),
-        ),
-    )
+    return _gaussian("normal", "N(c, std^2)", 1, STD, sp.log(STD), parameters=(STD,))
 
 
 def _normal_scale() -> Family:
-    c0, c1 = C[:2]
-    entropy = LogSoftplus(c1) + sp.log(2 * sp.pi) / 2 + sp.Rational(1, 2)
-    return Family(
-        name="normal_scale",
-        t=2,
-        law="N(c0, softplus(c1)^2)",
-        mean=c0,
-        variance=Softplus(c1) ** 2,
-        log_density=_gaussian_log_density(c0, Softplus(c1), LogSoftplus(c1)),
-        entropy=entropy,
-        centre=c0,
-        spread=Softplus(c1),
-        divergences=(
-            Divergence("normal", sp.expand(_against_normal(c0, Softplus(c1) ** 2) - entropy)),
-            Divergence("laplace", _against_laplace(c0, Softplus(c1)) - entropy),
-            Divergence("*", -entropy, CROSS_ENTROPY),
-        ),
-    )
+    return _gaussian("normal_scale", "N(c0, softplus(c1)^2)", 2, Softplus(C[1]), LogSoftplus(C[1]))
 
 
 def _exponential() -> Family:
     (c,) = C[:1]
     s, log_s = Softplus(c), LogSoftplus(c)
-    entropy = 1 + log_s
-    (rate_scale,) = PRIOR_PARAMETERS["exponential"]
-    shape, scale = PRIOR_PARAMETERS["gamma"]
-    mean_log = log_s - sp.EulerGamma  # E log beta
-    against_gamma = -(shape - 1) * mean_log + s / scale + shape * sp.log(scale) + sp.loggamma(shape)
-    return Family(
-        name="exponential",
+    return describe_density(
+        "exponential",
+        -BETA / s - log_s,
         t=1,
         law="density exp(-beta / s) / s on beta > 0, s = softplus(c)",
         mean=s,
         variance=s**2,
+        entropy=1 + log_s,
         support=HALF_LINE,
-        log_density=-BETA / s - log_s,
-        entropy=entropy,
+        mean_log=log_s - sp.EulerGamma,
         centre=sp.Integer(0),
         spread=s,
         reach=(0.0, 45.0),
-        divergences=(
-            Divergence("exponential", sp.log(rate_scale) + s / rate_scale - entropy),
-            Divergence("gamma", against_gamma - entropy),
-            Divergence("normal", _against_normal(s, s**2) - entropy),
-            Divergence("*", -entropy, CROSS_ENTROPY),
-        ),
     )
 
 
@@ -295,12 +353,18 @@ def _tilted() -> Family:
         Divergence("*", family.on_base(from_base, "normal"), LOG_RATIO, base="normal"),
         Divergence("*", from_base, LOG_RATIO),
     )
-    return Family(**{**family.__dict__, "divergences": forms})
+    return replace(family, divergences=forms)
 
 
-_registry: dict[str, Family] = {
-    family.name: family for family in (_bernoulli(), _normal(), _normal_scale(), _exponential(), _tilted())
+_SHIPPED: dict[str, Callable[[], Family]] = {
+    "bernoulli": _bernoulli,
+    "normal": _normal,
+    "normal_scale": _normal_scale,
+    "exponential": _exponential,
+    "tilted": _tilted,
 }
+#: the families by name; a shipped one is described when it is first asked for
+_registry: dict[str, Family | Callable[[], Family]] = dict(_SHIPPED)
 
 
 def family_names() -> tuple[str, ...]:
@@ -313,112 +377,28 @@ def get_family(name: str) -> Family:
     if name not in _registry:
         hint = nearest(str(name), family_names())
         raise InputError(f"family {name!r} is not known{hint}; known: {', '.join(_registry)}")
-    return _registry[name]
-
-
-_PROBES = (sp.Rational(-7, 5), sp.Rational(3, 10), sp.Rational(9, 4))  # values of c at which a density is checked
-
-
-def register_family(
-    name: str,
-    log_density: sp.Expr,
-    *,
-    t: int,
-    parameters: tuple[sp.Symbol, ...] = (),
-    support: tuple[sp.Expr, sp.Expr] = REAL_LINE,
-    mean: sp.Expr | None = None,
-    variance: sp.Expr | None = None,
-    entropy: sp.Expr | None = None,
-    reach: tuple[float, float] | None = None,
-) -> Family:
-    """Add a continuous posterior family, given log q(beta | c) in BETA, C[0], ..., C[t-1] and positive parameters.
-
-    support   REAL_LINE or HALF_LINE
-    mean, variance, entropy   s(c), V(c), -E_Q[log q]; where left out, sympy integrates the density for them
-    reach     z = (beta - mean) / sd outside of which the law is below rounding (real line; default (-45, 45)), or
-              beta / mean (half-line; default (0, 45))
-
-    Derivatives follow from these; against every prior, K(c) = -entropy(c) + cross-entropy, the latter by quadrature.
-    Raises InputError for a taken name, unknown symbols, coordinates of c that do not match t, a density
-    that does not integrate to 1 or whose mean and variance disagree with the given ones, and where sympy finds no
-    closed form (pass it then).
-    """
-    _check_family(name, log_density, t, parameters, support)
-    q = sp.exp(log_density)
-    s = sp.simplify(_integral(name, "mean", BETA * q, support)) if mean is None else mean
-    if variance is None:
-        variance = sp.simplify(_integral(name, "variance", BETA**2 * q, support) - s**2)
-    _check_moments(name, q, support, (sp.Integer(1), s, variance + s**2), t, parameters)
-    if entropy is None:
-        entropy = sp.simplify(_integral(name, "entropy", -log_density * q, support))
-    half = support == HALF_LINE
-    family = Family(
-        name=name,
-        t=t,
-        law=f"log density {log_density}",
-        mean=s,
-        variance=variance,
-        parameters=parameters,
-        support=support,
-        log_density=log_density,
-        entropy=entropy,
-        centre=sp.Integer(0) if half else s,
-        spread=s if half else sp.sqrt(variance),
-        reach=reach or ((0.0, 45.0) if half else (-45.0, 45.0)),
-        divergences=(Divergence("*", -entropy, CROSS_ENTROPY),),
-    )
-    _registry[name] = family
-    return family
-
-
-def _check_family(
-    name: str, log_density: sp.Expr, t: int, parameters: tuple[sp.Symbol, ...], support: tuple[sp.Expr, sp.Expr]
-) -> None:
-    """Refuse what is wrong with the words of a new family, before any integral is tried."""
-    if not name.isidentifier() or name in _registry:
-        raise InputError(f"family name {name!r} is taken or not an identifier; choose another")
-    if not 1 <= t <= len(C):
-        raise InputError(f"family {name!r}: t = {t}; it must be a whole number from 1 to {len(C)}")
-    if support not in (REAL_LINE, HALF_LINE):
-        raise InputError(f"family {name!r}: support {support}; only REAL_LINE and HALF_LINE can be registered")
-    if not all(symbol.is_positive for symbol in parameters):
-        raise InputError(f"family {name!r}: its parameters must be symbols declared positive=True")
-    unknown = log_density.free_symbols - {BETA, *C[:t], *parameters}
-    if unknown:
-        listed = ", ".join(sorted(map(str, unknown)))
-        raise InputError(f"family {name!r}: unknown symbol(s) {listed}; use BETA, C[0]..C[{t - 1}] and `parameters`")
-    if not {BETA, *C[:t]} <= log_density.free_symbols:
-        raise InputError(f"family {name!r}: its log density must use BETA and all of C[0]..C[{t - 1}], since t = {t}")
-
-
-def _integral(name: str, what: str, integrand: sp.Expr, support: tuple[sp.Expr, sp.Expr]) -> sp.Expr:
-    found = sp.integrate(sp.expand(integrand), (BETA, *support), conds="none")
-    if found.has(sp.Integral) or found.has(sp.nan, sp.zoo, sp.oo):
-        raise InputError(f"family {name!r}: sympy finds no closed form of its {what}; pass it, or simplify the density")
+    found = _registry[name]
+    if not isinstance(found, Family):
+        found = _registry[name] = found()
     return found
 
 
-def _check_moments(
-    name: str,
-    density: sp.Expr,
-    support: tuple[sp.Expr, sp.Expr],
-    moments: tuple[sp.Expr, ...],
-    t: int,
-    parameters: tuple[sp.Symbol, ...],
-) -> None:
-    """Integrate the density itself at a few values of c, and compare with 1, s and V + s^2."""
-    for probe in _PROBES:
-        at = {symbol: probe / (1 + i) for i, symbol in enumerate(C[:t])} | {p: sp.Rational(4, 5) for p in parameters}
-        q = sp.lambdify(BETA, elementary(density).subs(at), "mpmath")
-        centre = float(elementary(moments[1]).subs(at).evalf())
-        inner = (x for x in (centre - 5, centre - 1, centre, centre + 1, centre + 5) if x > support[0])
-        cuts = [mpmath.mpf(str(support[0]).replace("oo", "inf")), *inner, mpmath.inf]
-        for k, moment in enumerate(moments):
-            found = mpmath.quad(lambda x, q=q, k=k: q(x) * x**k, cuts)
-            wanted = elementary(moment).subs(at).evalf()
-            if abs(found - wanted) > 1e-6 * max(1, abs(wanted)):
-                what = "its density does not integrate to 1" if k == 0 else f"its moment of order {k} is wrong"
-                raise InputError(f"family {name!r}: {what} at c = {probe}: {float(found):.8g}, not {float(wanted):.8g}")
+def is_registered_by_user(name: str) -> bool:
+    """Whether the name is one that `add_family` added to the shipped ones."""
+    return name in _registry and name not in _SHIPPED
+
+
+def add_family(family: Family) -> None:
+    """Put a family under its name. `registration.register_family` checks it first."""
+    if family.name in _registry:
+        raise InputError(f"family name {family.name!r} is taken; choose another")
+    _registry[family.name] = family
+
+
+def remove_family(name: str) -> None:
+    """Forget a registered family; the shipped ones stay."""
+    if is_registered_by_user(name):
+        del _registry[name]
 
 
 def pieces(expression: sp.Expr, c: tuple[sp.Symbol, ...]) -> list[tuple[tuple[int, ...], sp.Expr]]:

@@ -20,6 +20,7 @@ from elbotree.codegen.functions import KernelPrinter, family_section, fold, prin
 from elbotree.derivation import families
 from elbotree.derivation.activations import activation_names
 from elbotree.derivation.grammar import B, parse_psi
+from elbotree.derivation.registration import register_family
 from elbotree.runtime import posteriors
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.priors import (
@@ -346,17 +347,65 @@ def test_family_that_was_not_printed_is_refused():
         family_section("normel")
 
 
-def test_registered_family_prints_and_agrees_with_the_shipped_one(monkeypatch, kernels):
-    """exponential by its log rate: the same laws as the shipped family's, at other c."""
+@pytest.fixture
+def registry(monkeypatch):
     monkeypatch.setattr(families, "_registry", dict(families._registry))
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("how", ["closed", "quadrature"])
+def test_registered_family_prints_and_agrees_with_the_shipped_one(how, kernels):
+    """exponential by its log rate: the same laws as the shipped family's, at other c; once with the closed forms that
+    sympy finds, once with none, so that mean, variance and entropy are quadratures."""
     c0, beta = families.C[0], families.BETA
-    families.register_family("by_rate", c0 - beta * sp.exp(c0), t=1, support=families.HALF_LINE)
+    hints = {} if how == "closed" else {"seconds": 0.0, "centre": 0, "spread": sp.exp(-c0), "reach": (0.0, 45.0)}
+    family = register_family("by_rate", sp.exp(c0 - beta * sp.exp(c0)), t=1, support="half-line", **hints)
+    assert (family.mean is None) == (how == "quadrature")
     kernel, prior, rate = load(family_section("by_rate")), Gamma(2.5, 0.5), np.array([-1.0, 0.4])
     c = np.log(np.expm1(np.exp(-rate)))
-    expected = total(kernels.kl(0, posterior("exponential"), prior), c)
-    np.testing.assert_allclose(total(kernel.kl(0, posterior("by_rate"), prior), rate), expected, rtol=1e-11)
-    slope = difference(lambda h: total(kernel.kl(0, posterior("by_rate"), prior), rate + h), 1e-3)
-    np.testing.assert_allclose(total(kernel.kl_derivative(0, posterior("by_rate"), prior, 0), rate), slope, rtol=1e-9)
+    mine, theirs = posterior("by_rate"), posterior("exponential")
+    np.testing.assert_allclose(kernel.mean(0, mine).value(rate), np.exp(-rate), rtol=1e-12)
+    np.testing.assert_allclose(total(kernel.variance(0, mine), rate), np.exp(-2 * rate), rtol=1e-12)
+    np.testing.assert_allclose(total(kernel.mean_derivative(0, mine, 0), rate), -np.exp(-rate), rtol=1e-12)
+    np.testing.assert_allclose(total(kernel.variance_derivative(0, mine, 0), rate), -2 * np.exp(-2 * rate), rtol=1e-12)
+    expected = total(kernels.kl(0, theirs, prior), c)
+    np.testing.assert_allclose(total(kernel.kl(0, mine, prior), rate), expected, rtol=1e-11)
+    slope = difference(lambda h: total(kernel.kl(0, mine, prior), rate + h), 1e-3)
+    np.testing.assert_allclose(total(kernel.kl_derivative(0, mine, prior, 0), rate), slope, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("registry")
+def test_family_on_an_interval_with_a_parameter_agrees_with_its_integrals():
+    """A Beta-like law on (-1, 2): its moments by scipy, its divergence from a normal prior by scipy."""
+    c0, beta = families.C[0], families.BETA
+    shape, x = sp.Symbol("shape", positive=True), (families.BETA + 1) / 3
+    a = shape + 1 / (1 + sp.exp(-c0))
+    density = x ** (a - 1) * (1 - x) / sp.gamma(a) / sp.gamma(2) * sp.gamma(a + 2) / 3
+    family = register_family("beta_like", density, t=1, parameters=("shape",), support=(-1, 2), seconds=0.0)
+    assert (family.mean, family.entropy) == (None, None)
+    assert beta in family.log_density.free_symbols
+    kernel, prior = load(family_section("beta_like")), Normal(0.3, 1.4)
+    q, at = posterior("beta_like", shape=1.3), np.array([-0.7, 1.1])
+
+    def law(c, shape=1.3):
+        return stats.beta(shape + 1 / (1 + np.exp(-c)), 2, loc=-1, scale=3)
+
+    def divergence(c, shape=1.3):
+        own = law(c, shape)
+        against = integrate.quad(lambda b: -own.pdf(b) * float(prior.logpdf(np.array(b))), -1, 2, epsabs=1e-13)[0]
+        return against - own.entropy()
+
+    np.testing.assert_allclose(kernel.mean(0, q).value(at), [law(c).mean() for c in at], rtol=1e-11)
+    np.testing.assert_allclose(total(kernel.variance(0, q), at), [law(c).var() for c in at], rtol=1e-11)
+    np.testing.assert_allclose(total(kernel.kl(0, q, prior), at), [divergence(c) for c in at], rtol=1e-9)
+    for c in at:
+        slope = (divergence(c + 1e-4) - divergence(c - 1e-4)) / 2e-4
+        np.testing.assert_allclose(total(kernel.kl_derivative(0, q, prior, 0), c), slope, rtol=1e-6)
+        by_shape = (divergence(c, 1.3001) - divergence(c, 1.2999)) / 2e-4
+        (pieces,) = kernel.kl_parameters(0, q, prior).values()
+        np.testing.assert_allclose(total(pieces, c), by_shape, rtol=1e-6)
+        means = (law(c, 1.3001).mean() - law(c, 1.2999).mean()) / 2e-4
+        np.testing.assert_allclose(total(kernel.mean_parameters(0, q)["shape"], c), means, rtol=1e-6)
 
 
 # -- the text ------------------------------------------------------------------------------------------------------

@@ -6,10 +6,8 @@ import mpmath
 import pytest
 import sympy as sp
 
-from elbotree.derivation import families
 from elbotree.derivation.families import (
     BETA,
-    HALF_LINE,
     LOG_BASE,
     PRECISION,
     PRIOR_PARAMETERS,
@@ -21,7 +19,6 @@ from elbotree.derivation.families import (
     pieces,
     polynomial,
     prior_log_density,
-    register_family,
 )
 from elbotree.derivation.special import LogPartition, LogSoftplus, Softplus, elementary
 from elbotree.runtime.errors import InputError
@@ -174,51 +171,3 @@ def test_names_and_unknown_name():
     assert set(family_names()) >= {"bernoulli", "normal", "normal_scale", "exponential", "tilted"}
     with pytest.raises(InputError, match=r"family 'tilt' is not known \(did you mean 'tilted'\?\); known: bernoulli, "):
         get_family("tilt")
-
-
-# -- user-defined families ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr(families, "_registry", dict(families._registry))
-
-
-WIDTH = sp.Symbol("width", positive=True)
-LAPLACE = -sp.Abs(BETA - C[0]) / WIDTH - sp.log(2 * WIDTH)
-
-
-@pytest.mark.usefixtures("registry")
-def test_registered_family_gets_its_moments_from_its_density():
-    family = register_family("by_rate", C[0] - BETA * sp.exp(C[0]), t=1, support=HALF_LINE)
-    assert sp.simplify(family.mean - sp.exp(-C[0])) == 0
-    assert sp.simplify(family.variance - sp.exp(-2 * C[0])) == 0
-    assert sp.simplify(family.entropy - (1 - C[0])) == 0
-    assert get_family("by_rate") is family
-    laplace = register_family("around", LAPLACE, t=1, parameters=(WIDTH,))
-    assert sp.simplify(laplace.variance - 2 * WIDTH**2) == 0
-    assert sp.simplify(laplace.entropy - 1 - sp.log(2 * WIDTH)) == 0
-
-
-@pytest.mark.usefixtures("registry")
-@pytest.mark.parametrize(
-    ("log_density", "arguments", "message"),
-    [
-        (LAPLACE, {"t": 1}, "unknown symbol.s. width"),
-        (LAPLACE, {"t": 2, "parameters": (WIDTH,)}, "must use BETA and all of"),
-        (LAPLACE, {"t": 0}, "t = 0; it must be a whole number from 1"),
-        (LAPLACE, {"t": 1, "parameters": (sp.Symbol("width"),)}, "declared positive"),
-        (LAPLACE, {"t": 1, "support": (0, 1)}, "only REAL_LINE and HALF_LINE"),
-        (LAPLACE + 1, {"t": 1, "parameters": (WIDTH,), "mean": C[0], "variance": WIDTH**2}, "does not integrate to 1"),
-        (LAPLACE, {"t": 1, "parameters": (WIDTH,), "mean": C[0], "variance": WIDTH**2}, "moment of order 2 is wrong"),
-    ],
-)
-def test_wrong_families_are_refused_with_the_reason(log_density, arguments, message):
-    with pytest.raises(InputError, match=message):
-        register_family("wrong", log_density, **arguments)
-    assert "wrong" not in family_names()
-
-
-def test_shipped_names_cannot_be_taken():
-    with pytest.raises(InputError, match="family name 'normal' is taken"):
-        register_family("normal", LAPLACE, t=1)

@@ -1,0 +1,156 @@
+"""Families from a density or a mass function: what is derived, what is left to quadrature, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import sympy as sp
+
+from elbotree.derivation import families, registration
+from elbotree.derivation.deadline import within
+from elbotree.derivation.families import BETA, HALF_LINE, REAL_LINE, C, family_names, get_family
+from elbotree.derivation.registration import check_family, register_family
+from elbotree.runtime.errors import InputError
+
+WIDTH = sp.Symbol("width", positive=True)
+LAPLACE = sp.exp(-sp.Abs(BETA - C[0]) / WIDTH) / (2 * WIDTH)
+beta, c = sp.symbols("beta c")  # a user's symbols, without assumptions
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    monkeypatch.setattr(families, "_registry", dict(families._registry))
+
+
+@pytest.mark.parametrize("name", sorted(families._SHIPPED))
+def test_shipped_families_pass_the_checks_of_new_ones(name):
+    check_family(get_family(name))
+
+
+def test_moments_are_found_from_the_density():
+    family = register_family("by_rate", sp.exp(c - beta * sp.exp(c)), t=1, support="half-line")
+    assert sp.simplify(family.mean - sp.exp(-C[0])) == 0
+    assert sp.simplify(family.variance - sp.exp(-2 * C[0])) == 0
+    assert sp.simplify(family.entropy - (1 - C[0])) == 0
+    assert get_family("by_rate") is family
+    assert [form.prior for form in family.divergences] == ["exponential", "normal", "*"]
+    laplace = register_family("around", LAPLACE, t=1, parameters=(WIDTH,))
+    assert sp.simplify(laplace.variance - 2 * WIDTH**2) == 0
+    assert sp.simplify(laplace.entropy - 1 - sp.log(2 * WIDTH)) == 0
+
+
+def test_mass_function_of_three_points_and_two_parameters():
+    total = 1 + sp.exp(C[0]) + sp.exp(C[1])
+    log_mass = C[0] * BETA * (2 - BETA) + C[1] * BETA * (BETA - 1) / 2 - sp.log(total)
+    family = register_family("three", log_density=log_mass, t=2, points=(0, 1, 2))
+    assert sp.simplify(family.mean - (sp.exp(C[0]) + 2 * sp.exp(C[1])) / total) == 0
+    second = (sp.exp(C[0]) + 4 * sp.exp(C[1])) / total
+    assert sp.simplify(family.variance - (second - family.mean**2)) == 0
+    (form,) = family.divergences
+    equal = {sp.Symbol(f"log_p{i}", real=True): -sp.log(3) for i in range(3)}
+    assert sp.simplify((form.closed - (sp.log(3) - family.entropy)).subs(equal)) == 0
+
+
+def test_interval_where_sympy_finds_nothing_is_left_to_quadrature():
+    # The normaliser is elementary, the entropy (a logarithm of the sine under the integral) is not.
+    density = (1 + sp.tanh(c) * sp.sin(7 * sp.pi * beta**2) * beta) / (
+        1 + sp.tanh(c) * (1 - sp.cos(7 * sp.pi)) / (14 * sp.pi)
+    )
+    family = register_family("ripple", density, t=1, support=(0, 1), seconds=0.5)
+    assert family.entropy is None
+    assert family.divergences[-1].remainder == families.RELATIVE_ENTROPY
+    assert family.support == (0, 1)
+
+
+def test_infinite_support_without_moments_needs_a_place_to_look():
+    density = sp.cosh((beta - c) / 2) ** -2 / 4
+    arguments = {"t": 1, "seconds": 0.0}
+    with pytest.raises(InputError, match="no closed form of its mean within 0 s; pass `mean` and `variance`, or `centre`"):
+        register_family("logistic", density, **arguments)
+    family = register_family("logistic", density, centre=c, spread=sp.Integer(2), **arguments)
+    assert (family.mean, family.variance, family.entropy) == (None, None, None)
+    assert family.centre == C[0]
+
+
+@pytest.mark.parametrize(
+    ("density", "arguments", "message"),
+    [
+        (LAPLACE, {"t": 1}, "unknown symbol.s. width in `density`; use beta, c and the names"),
+        (LAPLACE, {"t": 2, "parameters": ("width",)}, "must depend on all of c0, c1, since t = 2"),
+        (LAPLACE, {"t": 0, "parameters": ("width",)}, "t = 0; it must be a whole number from 1"),
+        (LAPLACE, {"t": 1, "parameters": (sp.Symbol("width", negative=True),)}, "must be a positive symbol"),
+        (LAPLACE, {"t": 1, "parameters": ("beta",)}, "parameter 'beta' is not a free name"),
+        (LAPLACE, {"t": 1, "parameters": ("width",), "support": "circle"}, '"real", "half-line" or an interval'),
+        (LAPLACE, {"t": 1, "parameters": ("width",), "support": (1, 0)}, '"real", "half-line" or an interval'),
+        (2 * LAPLACE, {"t": 1, "parameters": ("width",)}, "does not integrate to 1 at c = -7/5: (2|1.9999).*, not 1"),
+        (LAPLACE, {"t": 1, "parameters": ("width",), "mean": C[0], "variance": WIDTH**2}, "moment of order 2 is wrong"),
+        (LAPLACE, {"t": 1, "parameters": ("width",), "entropy": WIDTH}, "its entropy is wrong at c"),
+        (LAPLACE, {"t": 1, "parameters": ("width",), "reach": (-2.0, 2.0)}, "outside of `reach`"),
+        (1 + c * (beta - sp.Rational(1, 2)) * 3, {"t": 1, "support": (0, 1)}, "density at beta = .* is negative"),
+        (sp.Function("g")(beta, c), {"t": 1}, "undefined function.s. g"),
+        ("exp(-beta)", {"t": 1}, "`density` is text; give a sympy expression"),
+        (sp.exp(c), {"t": 1}, "does not depend on beta"),
+        (c**beta, {"t": 1, "points": (0, 1)}, "its masses do not sum to 1|the mass of beta"),
+        (c**beta, {"t": 1, "points": (1, 1)}, "at least two different finite numbers"),
+        (1 / (1 + sp.exp(c)), {"t": 1, "points": (0, 1), "mean": c}, "is a finite sum; leave it out"),
+        (None, {"t": 1}, "give either `density` or `log_density`"),
+    ],
+)
+def test_wrong_families_are_refused_with_the_reason(density, arguments, message):
+    with pytest.raises(InputError, match=message):
+        register_family("wrong", density, **arguments)
+    assert "wrong" not in family_names()
+
+
+@pytest.mark.parametrize("name", ["normal", "two words", "naïve", ""])
+def test_names_that_are_taken_or_no_identifiers(name):
+    with pytest.raises(InputError, match="is taken or not an identifier"):
+        register_family(name, LAPLACE, t=1, parameters=("width",))
+
+
+def test_registration_tells_users_names_from_shipped_ones():
+    assert not families.is_registered_by_user("normal")
+    register_family("by_rate", sp.exp(c - beta * sp.exp(c)), t=1, support=HALF_LINE)
+    assert families.is_registered_by_user("by_rate")
+    families.remove_family("by_rate")
+    families.remove_family("normal")
+    assert family_names() == tuple(families._SHIPPED)
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_search_that_takes_too_long_ends(in_thread):
+    found = []
+
+    def never() -> int:
+        while True:
+            len(())
+
+    def run() -> None:
+        start = time.monotonic()
+        found.append((within(0.05, never), time.monotonic() - start, within(5.0, lambda: 7)))
+
+    if in_thread:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    else:
+        run()
+    ((late, seconds, result),) = found
+    assert (late, result) == (None, 7)
+    assert seconds < 2.0
+
+
+def test_errors_pass_through_the_time_bound_and_the_hook_is_gone():
+    import sys
+
+    with pytest.raises(ZeroDivisionError):
+        within(1.0, lambda: 1 / 0)
+    assert sys.getprofile() is None
+
+
+def test_real_line_is_the_default():
+    family = register_family("around", LAPLACE, t=1, parameters=("width",), mean=c, variance=2 * WIDTH**2)
+    assert family.support == REAL_LINE
+    assert registration.SECONDS > 0
