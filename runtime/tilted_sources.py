@@ -219,8 +219,8 @@ class UniformPart(Component):
 
     def cumulants(self, s: Array) -> Cumulants:
         m, d = _column(self.middle, s), _column(self.half, s)
-        base = _log_sinhc(self.tilt)[0]
-        levels = _log_sinhc(_column(self.tilt, s) + d * s)
+        base = log_sinhc(self.tilt)[0]
+        levels = log_sinhc(_column(self.tilt, s) + d * s)
         return m * s + levels[0] - _column(base, s), m + d * levels[1], d**2 * levels[2], d**3 * levels[3]
 
     def log_mgf(self, s: Array) -> Array:
@@ -261,13 +261,13 @@ class UniformPart(Component):
         return np.minimum(1.0, x_coth / np.maximum(_column(self.half, t) * t, 1e-300))
 
     def location(self) -> Array:
-        return self.middle + self.half * _log_sinhc(self.tilt)[1]
+        return self.middle + self.half * log_sinhc(self.tilt)[1]
 
 
 _SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250)
 
 
-def _log_sinhc(x: Array) -> Cumulants:
+def log_sinhc(x: Array) -> Cumulants:
     """log(sinh(x) / x) and three derivatives; by its power series where those are differences of large numbers."""
     small = np.abs(x) < 0.25
     z = np.where(small, 1.0, np.abs(x))

@@ -1,0 +1,419 @@
+"""Probabilities of boxes, P(S in W_1 x ... x W_d) for d read-outs, to relative accuracy, on contours shifted in all d
+variables at once:
+
+    P = (h_1 / 2 pi) ... (h_d / 2 pi) sum_k exp(K(z_k)) prod_a What_a(z_{k,a}),   z_k = c + i (h_1 k_1, ..., h_d k_d)
+
+with What_a(z) the integral of e^{-z x} over the window W_a: a half line, an interval, or a point (a density in that
+read-out). c minimises the real summand, a convex problem, so that nothing cancels; the lattice is cut to an ellipsoid of
+the noise. Errors: the sum equals the sum over shifted boxes (Poisson), each bounded by Chernoff. Lemma 3.4 with t read-outs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import chdtrc, chdtri
+
+from elbotree.runtime.errors import ToleranceError, UnsupportedError
+from elbotree.runtime.source_sums import SourceSum
+from elbotree.runtime.tails import EPS, TailProbability
+from elbotree.runtime.tilted_sources import TiltedSources, log_sinhc, powers
+
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
+_BLOCK = 4096
+_MAX_NODES = 3_000_000
+_OFFSETS = np.array([0.03, 0.1, 0.2, 0.4, 0.7, 1.2, 2.0, 3.0, 4.5, 6.5, 9.0, 13.0])
+
+
+@dataclass(frozen=True)
+class Window:
+    """[low, high] of one read-out; high = inf is a half line, low = high a point (density)."""
+
+    low: float
+    high: float
+
+    @property
+    def half_line(self) -> bool:
+        return self.high == math.inf
+
+    @property
+    def point(self) -> bool:
+        return self.low == self.high
+
+    def moved(self, by: float) -> Window:
+        return Window(self.low + by, self.high + by)
+
+    def log_transform(self, c: float) -> tuple[float, float, float]:
+        """log of the integral of e^{-c x}, with two derivatives in c."""
+        if self.half_line:
+            return -c * self.low - math.log(c), -self.low - 1 / c, 1 / c**2
+        if self.point:
+            return -c * self.low, -self.low, 0.0
+        middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
+        value, first, second, _ = (float(level) for level in log_sinhc(np.array(c * half)))
+        return -c * middle + math.log(2 * half) + value, -middle + half * first, half**2 * second
+
+    def log_edge(self, s: Array) -> Array:
+        """log of the largest e^{-s x} on the window; +inf where it has none."""
+        if self.half_line:
+            return np.where(s >= 0, -s * self.low, np.inf)
+        return np.maximum(-s * self.low, -s * self.high)
+
+    def transform(self, c: float, y: Array) -> ComplexArray:
+        """The integral of e^{-z x} over e^{log_edge(c)}, at z = c + i y."""
+        z = c + 1j * y
+        start = self.low if c >= 0 else self.high
+        turn = np.exp(-1j * y * start)
+        if self.point:
+            return turn
+        if self.half_line:
+            return np.asarray(turn / z)
+        width = (self.high - self.low) * (1.0 if c >= 0 else -1.0)
+        zero = z == 0
+        return np.asarray(turn * np.where(zero, width, -np.expm1(-z * width) / np.where(zero, 1.0, z)) * np.sign(width))
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Nodes y = steps * k of half a lattice inside the noise's ellipsoid, with E_c e^{i <y, S>} (noise included) there.
+
+    k (d, N) integers; weights 1 for the origin and 2 for the others, which stand for their mirror images too.
+    """
+
+    c: Array
+    level: float  # K(c)
+    kappa: float  # sum of |kappa_i|
+    steps: Array
+    k: NDArray[np.int64]
+    weights: Array
+    phi: ComplexArray
+    turns: Array  # how far the phase of phi may turn a unit of y_a, (d,)
+    truncation: float  # of the sum, relative to e^level prod What_a(c)
+
+    @property
+    def y(self) -> Array:
+        return self.steps[:, None] * self.k
+
+    @property
+    def cell(self) -> float:
+        return float(np.prod(self.steps / (2 * math.pi)))
+
+
+def box_probability(law: SourceSum, windows: Sequence[tuple[float, float]], tol: float) -> TailProbability:
+    """P(low_a <= S_a <= high_a for every a) to relative accuracy tol; low_a = high_a asks for the density in S_a.
+
+    law        of d read-outs
+    windows    d pairs; either end may be infinite
+    Returns a TailProbability. Raises ToleranceError when rounding or the number of nodes stand in the way, and
+    UnsupportedError when the noise of the read-outs is degenerate.
+    """
+    law, boxes = _oriented(law, windows)
+    if not boxes:
+        zero = np.zeros(())
+        return TailProbability.from_logs(zero, {"rounding": zero}, 0, tol)
+    _check_noise(law)
+    return _box(law, boxes, tol)
+
+
+def _oriented(law: SourceSum, windows: Sequence[tuple[float, float]]) -> tuple[SourceSum, list[Window]]:
+    """The law with lower half lines reflected to upper ones, shifts moved into the windows, and free read-outs left out."""
+    rows, boxes = [], []
+    for a, (low, high) in enumerate(windows):
+        if low == -math.inf and high == math.inf:
+            continue
+        sign = -1.0 if low == -math.inf else 1.0
+        row = np.zeros(law.dimension)
+        row[a] = sign
+        rows.append(row)
+        shift = float(law.shift[a])
+        boxes.append(Window(shift - high, math.inf) if sign < 0 else Window(low - shift, high - shift))
+    T = np.array(rows).reshape(len(rows), law.dimension)
+    return law.mapped(T, -T @ law.shift), boxes
+
+
+def _check_noise(law: SourceSum) -> None:
+    spread = law.noise + (np.abs(law.loadings) ** 2).sum(axis=1) * np.eye(law.dimension)
+    scale = np.sqrt(np.diag(spread))
+    least = np.linalg.eigvalsh(law.noise / np.outer(scale, scale)).min()
+    if not least > 1e-13:
+        raise UnsupportedError(
+            "the Gaussian noise of the read-outs (and of b, where psi comes between) is degenerate: some combination of them "
+            "carries none, so that their joint law has no density to invert; raise noise_std, or leave out read-outs that "
+            "are multiples of others"
+        )
+
+
+def _box(law: SourceSum, boxes: list[Window], tol: float) -> TailProbability:
+    """The same for oriented windows: half lines that do not bind are taken as 1 - their complement."""
+    for a, window in enumerate(boxes):
+        if window.half_line and len(boxes) > 0:
+            rest = [b for b in range(len(boxes)) if b != a]
+            others = _part(law, rest)
+            center = np.zeros(len(boxes))
+            if rest:
+                center[rest] = saddle(others, [boxes[b] for b in rest])[0]
+            _, mean, hessian = law.cumulants(center)
+            if window.low < mean[a] - 0.5 * math.sqrt(hessian[a, a]):
+                return _difference(law, boxes, a, tol)
+    return _contour(law, boxes, tol)
+
+
+def _part(law: SourceSum, rows: list[int]) -> SourceSum:
+    return law.mapped(np.eye(law.dimension)[rows], np.zeros(len(rows)))
+
+
+def _difference(law: SourceSum, boxes: list[Window], a: int, tol: float) -> TailProbability:
+    """P(.., S_a > q) = P(..) - P(.., S_a < q), where the second is the smaller part of the first."""
+    rest = [b for b in range(len(boxes)) if b != a]
+    zero = np.zeros(())
+    whole = TailProbability.from_logs(zero, {"rounding": zero}, 0, tol)
+    if rest:
+        whole = _box(_part(law, rest), [boxes[b] for b in rest], 0.2 * tol)
+    flipped = np.eye(len(boxes))
+    flipped[a, a] = -1.0
+    mirrored = [Window(-w.low, math.inf) if b == a else w for b, w in enumerate(boxes)]
+    other = law.mapped(flipped, np.zeros(len(boxes)))
+    _, _, bound = _chernoff(other, mirrored)
+    part = _box(other, mirrored, min(0.05, 0.2 * tol * math.exp(min(max(float(whole.log_value) - bound, 0.0), 600.0))))
+    share = math.exp(float(part.log_value) - float(whole.log_value))
+    if share > 0.9:
+        raise ToleranceError(
+            f"the box holds a share of {1 - share:.2g} of a set that it is the difference of; loosen tol = {tol:g}"
+        )
+    names = {*whole.bound, *part.bound}
+    zero = np.zeros(())
+    bounds = {n: (whole.bound.get(n, zero) + share * part.bound.get(n, zero)) / (1 - share) for n in sorted(names)}
+    log_value = np.asarray(whole.log_value + math.log1p(-share))
+    return TailProbability.from_logs(log_value, bounds, whole.nodes + part.nodes, tol)
+
+
+def saddle(law: SourceSum, boxes: Sequence[Window]) -> tuple[Array, float, Array]:
+    """The c that minimises K(c) + sum_a log What_a(c_a), a convex function; its value and Hessian there."""
+    d = len(boxes)
+    variance = np.diag(law.cumulants(np.zeros(d))[2])
+    c = np.array([1 / math.sqrt(v) if w.half_line else 0.0 for v, w in zip(variance, boxes, strict=True)])
+    value, gradient, hessian = _objective(law, boxes, c)
+    while not math.isfinite(value):
+        c *= 0.5
+        value, gradient, hessian = _objective(law, boxes, c)
+    for _ in range(300):
+        step = -np.linalg.solve(hessian, gradient)
+        decrement = -float(gradient @ step)
+        if decrement < 1e-4:
+            break
+        length = 1.0
+        while length > 1e-12:
+            new = _objective(law, boxes, c + length * step)
+            if new[0] < value - 0.1 * length * decrement:
+                break
+            length *= 0.5
+        c = c + length * step
+        value, gradient, hessian = new
+    return c, value, hessian
+
+
+def _objective(law: SourceSum, boxes: Sequence[Window], c: Array) -> tuple[float, Array, Array]:
+    if any(w.half_line and x <= 0 for w, x in zip(boxes, c, strict=True)):
+        return math.inf, c, np.eye(len(c))
+    value, gradient, hessian = law.cumulants(c)
+    if not math.isfinite(value):
+        return math.inf, c, np.eye(len(c))
+    parts = np.array([w.log_transform(float(x)) for w, x in zip(boxes, c, strict=True)])
+    return value + float(parts[:, 0].sum()), gradient + parts[:, 1], hessian + np.diag(parts[:, 2])
+
+
+def _chernoff(law: SourceSum, boxes: Sequence[Window]) -> tuple[Array, float, float]:
+    """The saddle, log of the saddle-point estimate, and log of a bound, of the box's probability."""
+    c, value, hessian = saddle(law, boxes)
+    estimate = value - 0.5 * float(np.linalg.slogdet(2 * math.pi * hessian)[1])
+    level, _, _ = law.cumulants(c)
+    bound = level + sum(float(w.log_edge(np.array(x))) for w, x in zip(boxes, c, strict=True))
+    for w, v in zip(boxes, np.diag(law.noise), strict=True):
+        bound -= 0.5 * math.log(2 * math.pi * v) if w.point else 0.0
+    return c, estimate, bound
+
+
+def _contour(law: SourceSum, boxes: Sequence[Window], tol: float) -> TailProbability:
+    """The sum itself; repeated with a finer lattice when the value turns out smaller than the estimate."""
+    c, estimate, _ = _chernoff(law, boxes)
+    deeper = 0.0
+    relative = math.inf
+    for _ in range(4):
+        made, aliases = lattice(law, boxes, c, estimate + math.log(tol / 4) - deeper)
+        edges = sum(float(w.log_edge(np.array(x))) for w, x in zip(boxes, c, strict=True))
+        factor = made.phi * made.weights * made.cell
+        for w, x, y in zip(boxes, c, made.y, strict=True):
+            factor = factor * w.transform(float(x), y)
+        value = float(factor.real.sum())
+        reach = np.array([max(abs(w.low), 0.0 if w.half_line else abs(w.high)) for w in boxes]) + made.turns
+        noise = EPS * float(np.abs(factor) @ (16 + 2 * law.loadings.shape[1] ** 0.5 + reach @ np.abs(made.y)))
+        noise += EPS * abs(value) * (made.kappa + float(np.abs(c) @ reach))
+        top = made.level + edges
+        parts = [math.exp(alias - top) for alias in aliases]
+        widths = [w.log_transform(float(x))[0] - float(w.log_edge(np.array(x))) for w, x in zip(boxes, c, strict=True)]
+        parts.append(made.truncation * math.exp(sum(widths)))
+        total = sum(parts) + noise
+        if value > 0 and total <= tol * value:
+            names = ("left alias", "right alias", "truncation", "rounding")
+            bound = {n: np.asarray(p / value) for n, p in zip(names, [*parts, noise], strict=True)}
+            return TailProbability.from_logs(np.asarray(top + math.log(value)), bound, made.k.shape[1], tol)
+        relative = total / max(value, 1e-300)
+        if noise > 0.5 * tol * value:
+            break
+        deeper += math.log(relative / tol) + 0.7
+    raise ToleranceError(
+        f"a box's probability of about exp({estimate:.4g}) was reached to a relative error of {relative:.2g} only, above tol = "
+        f"{tol:g}; loosen tol, or raise noise_std"
+    )
+
+
+def lattice(law: SourceSum, boxes: Sequence[Window], c: Array, target: float) -> tuple[Lattice, tuple[float, float]]:
+    """Steps and extent such that aliases and truncation stay below e^target each; and the logs of the two aliases."""
+    steps, aliases = _steps(law, boxes, c, target)
+    s = c @ law.loadings
+    tilted, kappa = law.sources.tilted(s)
+    level = float(kappa.sum() + 0.5 * c @ law.noise @ c)
+    transforms = sum(w.log_transform(float(x))[0] for w, x in zip(boxes, c, strict=True))
+    k, weights, truncation = _ellipsoid(law.noise, steps, target - level - transforms)
+    phi = _characteristic(law, tilted, c, steps, k)
+    turns = np.abs(law.loadings) @ tilted.reach() + np.abs(law.noise) @ np.abs(c)
+    return Lattice(c, level, float(np.abs(kappa).sum()), steps, k, weights, phi, turns, truncation), aliases
+
+
+def _steps(law: SourceSum, boxes: Sequence[Window], c: Array, target: float) -> tuple[Array, tuple[float, float]]:
+    """h_a = 2 pi / P_a with P_a the least period whose aliases, by Chernoff bounds along axis a, come below e^target."""
+    d = len(boxes)
+    _, _, hessian = law.cumulants(c)
+    points, moved = [], []
+    for a in range(d):
+        offsets = np.concatenate([-_OFFSETS[::-1], _OFFSETS]) / math.sqrt(hessian[a, a])
+        if boxes[a].half_line:
+            offsets = np.concatenate([offsets, -c[a] * np.array([1.0, 0.75, 0.5, 0.25])])
+        block = np.repeat(c[:, None], len(offsets), axis=1)
+        block[a] += offsets
+        points.append(block)
+        moved.append(offsets)
+    K = np.split(law.log_mgf(np.concatenate(points, axis=1)), np.cumsum([len(m) for m in moved])[:-1])
+    edges = [float(w.log_edge(np.array(x))) for w, x in zip(boxes, c, strict=True)]
+    # a point's density adds 1 / (sqrt(2 pi) tau), tau its noise given the noise of the others
+    precision = np.diag(np.linalg.inv(law.noise))
+    dense = [0.5 * math.log(p / (2 * math.pi)) if w.point else 0.0 for p, w in zip(precision, boxes, strict=True)]
+    periods = np.empty(d)
+    logs = np.full((2, d), -np.inf)
+    for a in range(d):
+        edge = boxes[a].log_edge(points[a][a])
+        over = K[a] + edge + sum(edges[b] for b in range(d) if b != a) + sum(dense) + math.log(2 * d)
+        sides = [moved[a] < 0, moved[a] > 0]
+        reach = (over - target) / np.abs(moved[a])
+        best = [int(np.flatnonzero(side)[np.argmin(reach[side])]) for side in sides]
+        periods[a] = max(float(reach[j]) for j in best)
+        periods[a] = max(periods[a], 3.0 / math.sqrt(hessian[a, a]))
+        logs[:, a] = [over[j] - abs(moved[a][j]) * periods[a] for j in best]
+    left, right = (float(np.logaddexp.reduce(side)) for side in logs)
+    return 2 * math.pi / periods, (left, right)
+
+
+def _ellipsoid(noise: Array, steps: Array, target: float) -> tuple[NDArray[np.int64], Array, float]:
+    """Half the lattice inside y^T noise y <= R, weights, and a bound on what the Gaussian leaves outside.
+
+    R is the quantile of chi-squared at e^target: the lattice sum outside is an integral up to the factor e^{trace / 24} of
+    Jensen's inequality over cells, one cell's radius nearer.
+    """
+    d = len(steps)
+    metric = noise * np.outer(steps, steps)
+    slack = math.exp(float(np.trace(metric)) / 24)
+    cell = 0.5 * math.sqrt(float(np.abs(metric).sum()))
+    norm = slack * (2 * math.pi) ** (-0.5 * d) / math.sqrt(float(np.linalg.det(noise)))
+    R = float(chdtri(d, min(0.5, math.exp(max(target - math.log(norm), -650.0)))))
+    R = (math.sqrt(R) + cell) ** 2
+    extent = np.ceil(np.sqrt(R * np.diag(np.linalg.inv(metric)))).astype(np.int64)
+    total = float(np.prod(2.0 * extent + 1)) / 2
+    if total > 40 * _MAX_NODES:
+        raise ToleranceError(
+            f"a sum over {d} dimensions would run over {total:.3g} nodes; raise noise_std, loosen tol, or take fewer read-outs"
+        )
+    axes = [np.arange(0, extent[0] + 1), *(np.arange(-n, n + 1) for n in extent[1:])]
+    rows = []
+    for first in axes[0]:
+        grid = np.meshgrid(*axes[1:], indexing="ij") if d > 1 else []
+        k = np.stack([np.full(grid[0].size if d > 1 else 1, first), *(g.ravel() for g in grid)])
+        keep = np.einsum("an,ab,bn->n", k, metric, k) <= R
+        if first == 0:
+            keep &= _upper_half(k[1:])
+        rows.append(k[:, keep])
+    k = np.concatenate(rows, axis=1)
+    if k.shape[1] > _MAX_NODES:
+        raise ToleranceError(
+            f"a sum over {d} dimensions would take {k.shape[1]:,} nodes; raise noise_std, loosen tol, or take fewer read-outs"
+        )
+    weights = np.where((k == 0).all(axis=0), 1.0, 2.0)
+    return k, weights, norm * float(chdtrc(d, (math.sqrt(R) - cell) ** 2))
+
+
+def _upper_half(k: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The lattice points 0 and those whose first coordinate that is not 0 is positive."""
+    out = np.ones(k.shape[1], dtype=bool)
+    undecided = np.ones(k.shape[1], dtype=bool)
+    for row in k:
+        out &= ~(undecided & (row < 0))
+        undecided &= row == 0
+    return out
+
+
+def _characteristic(
+    law: SourceSum, tilted: TiltedSources, c: Array, steps: Array, k: NDArray[np.int64]
+) -> ComplexArray:
+    """E_c e^{i <y, S - shift>} at the nodes, (N,)."""
+    phi = np.empty(k.shape[1], dtype=np.complex128)
+    metric = law.noise * np.outer(steps, steps)
+    drift = steps * (law.noise @ c)
+    tables = _PhaseTables(steps[:, None] * law.loadings, k)
+    for start in range(0, k.shape[1], _BLOCK):
+        block = k[:, start : start + _BLOCK]
+        t = (steps[:, None] * law.loadings).T @ block
+        angle = drift @ block
+        gauss = np.exp(-0.5 * np.einsum("an,ab,bn->n", block, metric, block)) * (np.cos(angle) + 1j * np.sin(angle))
+        phi[start : start + _BLOCK] = gauss * tilted.product(t, tables.at(block))
+    return phi
+
+
+class _PhaseTables:
+    """e^{i a t} at lattice nodes as a product over the axes, each from a table of powers."""
+
+    def __init__(self, turns: Array, k: NDArray[np.int64]) -> None:
+        self.turns, self.reach = turns, np.abs(k).max(axis=1, initial=0)
+        self.found: dict[bytes, list[ComplexArray]] = {}
+
+    def _tables(self, a: Array, index: NDArray[np.intp]) -> list[ComplexArray]:
+        key = a.tobytes() + index.tobytes()
+        if key not in self.found:
+            tables = []
+            for turn, n in zip(self.turns, self.reach, strict=True):
+                half = powers(a * turn[index], int(n) + 1)
+                tables.append(np.concatenate([half[:, :0:-1].conj(), half], axis=1))
+            self.found[key] = tables
+        return self.found[key]
+
+    def at(self, block: NDArray[np.int64]) -> _BlockOfPhases:
+        return _BlockOfPhases(self, block)
+
+
+@dataclass(frozen=True)
+class _BlockOfPhases:
+    tables: _PhaseTables
+    block: NDArray[np.int64]
+
+    def __call__(self, a: Array, index: NDArray[np.intp]) -> ComplexArray:
+        out: ComplexArray | None = None
+        for table, k, n in zip(self.tables._tables(a, index), self.block, self.tables.reach, strict=True):
+            factor = np.take(table, k + n, axis=1)
+            out = factor if out is None else out * factor
+        assert out is not None
+        return out
+
