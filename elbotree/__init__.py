@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from elbotree.codegen import Kernels, generate
     from elbotree.derivation import LossTree, derive
     from elbotree.evaluation import Gradient, evaluate, gradient
-    from elbotree.fitting import fit, load
+    from elbotree.fitting import Fit, fit, load
     from elbotree.report import write_report
     from elbotree.runtime.activations import Activation
     from elbotree.runtime.errors import ElbotreeError, InputError, ToleranceError, UnsupportedError
@@ -51,6 +51,7 @@ _HOMES = {
     "Estimate": "elbotree.runtime.estimates",
     "Exponential": "elbotree.runtime.priors",
     "FeatureModel": "elbotree.runtime.models",
+    "Fit": "elbotree.fitting",
     "Gamma": "elbotree.runtime.priors",
     "Gradient": "elbotree.evaluation",
     "InputError": "elbotree.runtime.errors",
@@ -75,6 +76,8 @@ _HOMES = {
     "generate": "elbotree.codegen",
     "gradient": "elbotree.evaluation",
     "load": "elbotree.fitting",
+    "register_family": "elbotree.registration",
+    "register_psi": "elbotree.registration",
     "write_report": "elbotree.report",
 }
 
@@ -91,6 +94,8 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "gradient",
     "fit",
     "load",
+    "register_family",
+    "register_psi",
     "write_report",
     "Bernoulli",
     "Discrete",
@@ -103,6 +108,7 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "Uniform",
     "Activation",
     "Estimate",
+    "Fit",
     "Gradient",
     "Kernels",
     "LossTree",
@@ -116,23 +122,13 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
 ]
 
 
-def _compile_psi(text: str) -> Activation:
-    """Compile psi's text with codegen's printer, imported only when some psi is first needed as numbers."""
-    from elbotree.codegen import compile_psi
-
-    return compile_psi(text)
-
-
 def __getattr__(name: str) -> Any:
     """Import the module behind a public name, and keep the name for the next time."""
     if name not in _HOMES:
         raise AttributeError(f"module 'elbotree' has no attribute {name!r}; its public names are {', '.join(__all__)}")
     home = _HOMES[name]
     if not home.startswith(("elbotree.derivation", "elbotree.codegen")):
-        # The runtime may not import sympy: it is handed the compiler of psi's text the first time it is used.
-        from elbotree.runtime.activations import set_compiler
-
-        set_compiler(_compile_psi)
+        import_module("elbotree.compiler")
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

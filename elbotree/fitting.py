@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem

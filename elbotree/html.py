@@ -115,7 +115,7 @@ def _ticks(values: Sequence[float], count: int = 5) -> list[float]:
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / (count - 1)
     unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * k for k in (1, 2, 2.5, 5, 10) if unit * k >= raw * (1 - 1e-9))
+    step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [k * step for k in range(first, max(last, first + 1) + 1)]
 
@@ -170,7 +170,7 @@ details { border-left: 2px solid var(--rule); padding-left: .8rem; margin: .3rem
 details.inner { border-left-style: dotted; }
 summary { cursor: pointer; padding: .25rem 0; } summary:focus-visible { outline: 2px solid var(--mark); }
 summary .name { font-weight: 650; color: var(--mark); display: inline-block; min-width: 2.2rem; }
-summary .number { margin-right: .9rem; white-space: nowrap; } .warn { color: var(--warn); }
+summary .number { display: inline-block; margin-right: .9rem; } .warn { color: var(--warn); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .9rem; margin: .4rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1rem; }
@@ -180,5 +180,6 @@ svg.chart { width: 100%; height: auto; max-width: 42rem; font: 12px system-ui, s
 svg text { fill: var(--soft); } svg .rule { stroke: var(--rule); } svg .dot { fill: var(--mark); }
 svg .line { fill: none; stroke: var(--mark); stroke-width: 2; }
 math { font-size: 1.05em; }
-@media (max-width: 34rem) { body { font-size: 15px; } dl { grid-template-columns: 1fr; } dt { margin-top: .3rem; } }
+@media (max-width: 34rem) { body { font-size: 15px; } dl { grid-template-columns: 1fr; } dt { margin-top: .3rem; }
+  details { padding-left: .5rem; } }
 """

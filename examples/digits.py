@@ -151,10 +151,10 @@ def main() -> None:
     after = et.evaluate(fit.problem, tol=1e-4, check_samples=200_000)
     say(f"evaluated the tree after training; 200,000 samples as a check\n\n{after}\n")
     intro = (
-        f"Input: {p1.m} independent features, on or off, plus noise, estimated from scikit-learn's {len(images)} digits "
-        "(PCA, FastICA, and EM for two points and a shared noise). Layer: the first hidden unit of a small network "
-        "trained on the same inputs, written into a coordinate of its own. Training drew no samples; the check did. Its "
-        "standard errors are added up from term to term, so that those of L, R3, S2, T1 are upper bounds."
+        f"Input: {p1.m} independent features, on or off, plus noise, estimated from scikit-learn's {len(images)} digits"
+        " (PCA, FastICA, and EM for two points and a shared noise). Layer: the first hidden unit of a small network "
+        "trained on the same inputs, written into a coordinate of its own. Training drew no samples; the check did. "
+        "Its standard errors are added up from term to term, so that those of L, R3, S2, T1 are upper bounds."
     )
     page = Page(
         "One hidden unit of a digits network",

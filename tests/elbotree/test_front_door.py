@@ -1,0 +1,154 @@
+"""The public names, lazily imported, and `evaluate`, `gradient`, `fit` and `load` through them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import elbotree as et
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["elbotree", "elbotree.cli"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    heavy = "('numpy', 'scipy', 'sympy', 'networkx', 'matplotlib', 'rich')"
+    assert run_python(f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])") == "[]"
+
+
+def test_the_runtime_names_do_not_load_sympy_until_psi_is_needed() -> None:
+    code = (
+        "import sys, elbotree as et; layer = et.Layer([[1.0]], [1.0], [1.0], psi='tanh'); before = 'sympy' in sys.modules;"
+        "value = layer([[0.5]]); print(before, 'sympy' in sys.modules, float(value[0, 0]))"
+    )
+    before, after, value = run_python(code).split()
+    assert (before, after) == ("False", "True")
+    assert float(value) == pytest.approx(0.5 + np.tanh(0.5))
+
+
+@pytest.mark.parametrize("module", ["elbotree.evaluation", "elbotree.fitting", "elbotree.report"])
+def test_modules_of_the_front_door_compile_psi_without_the_public_names(module: str) -> None:
+    code = f"import {module}; from elbotree.runtime.models import Layer; print(Layer([[1.0]], [1.0], [1.0], 'abs')([[-2.0]])[0, 0])"
+    assert run_python(code) == "0.0"
+
+
+def test_every_public_name_is_there_and_an_unknown_one_is_refused() -> None:
+    assert set(et.__all__) <= set(dir(et))
+    assert all(getattr(et, name) is not None for name in et.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'evaluat'"):
+        _ = et.evaluat
+
+
+def test_evaluate_agrees_with_sampling(form: dict[str, Any]) -> None:
+    values = et.evaluate(et.Problem.from_dict(form), tol=1e-7, check_samples=20_000)
+    leaves = [values[name] for name in ("R1", "S1", "T2", "T3", "U1", "U2", "U3")]
+    assert all(term.deviation is not None and abs(term.deviation) < 5 for term in leaves)
+    assert all(term.error <= 1e-7 * max(1.0, abs(term.value)) for term in values.values())
+    assert values.method == "spectral"
+    assert values.tol == 1e-7
+
+
+def test_the_grid_takes_its_accuracy_from_eps_and_is_held_to_a_tolerance_only_when_given(form: dict[str, Any]) -> None:
+    form["layer"] = {"A": [[1.0]], "w": [0.5], "u": [1.0], "psi": "tanh"}
+    form["input"] = {"B": [[1.0]], "noise_std": 0.5, "priors": [{"kind": "bernoulli", "p": 0.3}]}
+    form["model"] = {"B": [[1.0]], "noise_std": 0.6, "priors": [{"kind": "bernoulli", "p": 0.4}]}
+    form["encoder"] = [{"family": "bernoulli", "C": [[1.5]]}]
+    problem = et.Problem.from_dict(form)
+    grid, spectral = et.evaluate(problem, method="grid", eps=0.05), et.evaluate(problem, tol=1e-8)
+    assert grid.tol is None
+    assert all(abs(grid[name].value - spectral[name].value) <= grid[name].error + 1e-8 for name in grid)
+    assert abs(grid["T3"].value - spectral["T3"].value) > 1e-9
+    with pytest.raises(et.ToleranceError, match="a smaller eps"):
+        et.evaluate(problem, tol=1e-9, method="grid", eps=0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tol": 0.0}, "tol is 0.0; it must be a positive number"),
+        ({"tol": float("nan")}, "tol is nan"),
+        ({"method": "exact"}, "method is 'exact'; it must be one of spectral, grid"),
+        ({"eps": 0.1}, "eps is the width of the grid's bins"),
+        ({"method": "grid", "eps": -1.0}, "eps is -1.0; it must be a positive number"),
+        ({"check_samples": 1}, "check_samples is 1; it must be at least 2"),
+    ],
+)
+def test_wrong_arguments_are_named(form: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(et.InputError, match=message):
+        et.evaluate(et.Problem.from_dict(form), **arguments)
+
+
+def test_a_model_without_features_has_the_closed_form_loss(form: dict[str, Any]) -> None:
+    form["model"] |= {"B": [[], []], "priors": []}
+    form["encoder"] = []
+    values = et.evaluate(et.Problem.from_dict(form), tol=1e-8)
+    assert values["R1"].value == values["T3"].value == 0.0
+    assert values["L"].value == pytest.approx(np.log(2 * np.pi * 0.36) + values["T1"].value / 0.72, abs=1e-7)
+
+
+def test_gradient_is_the_slope_of_the_loss(form: dict[str, Any]) -> None:
+    gradient = et.gradient(et.Problem.from_dict(form), tol=1e-9)
+    step = 1e-4
+
+    def loss(shift: float) -> float:
+        changed = form | {"model": form["model"] | {"noise_std": 0.6 + shift}}
+        return et.evaluate(et.Problem.from_dict(changed), tol=1e-9)["L"].value
+
+    slope = (loss(step) - loss(-step)) / (2 * step)
+    assert float(gradient["noise_std"].value) == pytest.approx(slope, abs=1e-5)
+    assert gradient.values["L"].value == pytest.approx(loss(0.0), abs=1e-8)
+    assert [estimate.value.shape for estimate in gradient["C"]] == [(1, 2), (1, 2)]
+    with pytest.raises(KeyError, match="no part 'A'"):
+        gradient["A"]
+
+
+@pytest.fixture(scope="module")
+def small_fit() -> et.Fit:
+    """One Bernoulli feature in one dimension, f the identity: quick to train."""
+    p1 = et.FeatureModel([[2.0]], [et.Bernoulli(0.3)], 0.5)
+    layer = et.Layer([[1.0]], [0.0], [1.0], psi="zero")
+    return et.fit(layer, p1, features=1, family="bernoulli", tol=1e-3)
+
+
+def test_fit_reaches_the_entropy_and_not_below(small_fit: et.Fit) -> None:
+    x = np.linspace(-6.0, 8.0, 20_001)
+    density = sum(
+        weight * np.exp(-((x - mean) ** 2) / 0.5) / np.sqrt(0.5 * np.pi) for weight, mean in ((0.7, 0.0), (0.3, 2.0))
+    )
+    entropy = float(-np.trapezoid(density * np.log(density), x))
+    loss = small_fit.values["L"]
+    assert entropy - loss.error <= loss.value <= entropy + 0.02
+    assert small_fit.history[-1].loss <= small_fit.history[0].loss
+
+
+def test_a_fit_is_read_back_as_it_was(small_fit: et.Fit, tmp_path: Path) -> None:
+    small_fit.save(tmp_path / "fit")
+    again = et.load(tmp_path / "fit")
+    assert sorted(path.name for path in (tmp_path / "fit").iterdir()) == ["cfg.json", "model.safetensors"]
+    assert again.problem.to_dict() == small_fit.problem.to_dict()
+    assert again.history == small_fit.history
+    assert again.values.to_dict() == small_fit.values.to_dict()
+
+
+def test_a_damaged_fit_is_refused(small_fit: et.Fit, tmp_path: Path) -> None:
+    small_fit.save(tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(et.InputError, match="does not match"):
+        et.load(tmp_path)
+
+
+def test_fit_refuses_counts_and_families_that_do_not_fit() -> None:
+    p1 = et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.5)
+    layer = et.Layer([[1.0]], [0.0], [1.0], psi="zero")
+    with pytest.raises(et.InputError, match="`features` is -1"):
+        et.fit(layer, p1, features=-1)
+    with pytest.raises(et.InputError, match="lists 2 families; there are 1 features"):
+        et.fit(layer, p1, features=1, family=["bernoulli", "normal"])

@@ -1,0 +1,96 @@
+"""The object that holds the twelve terms."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from elbotree.derivation import derive
+from elbotree.runtime.errors import InputError, ToleranceError
+from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.values import CHILDREN, NAMES, Term, Values
+
+
+def made(error: float = 1e-9, check: bool = False) -> Values:
+    estimates = {name: Estimate.of(float(at), error) for at, name in enumerate(NAMES)}
+    beside = {name: Estimate.of(at + 0.2, 0.1) for at, name in enumerate(NAMES)}
+    return Values.of(estimates, beside if check else None, tol=1e-6, seconds=0.25, samples=100 if check else None)
+
+
+def test_the_tree_of_values_is_the_derived_tree() -> None:
+    tree = derive()
+    assert NAMES == tree.names
+    assert {node.name: node.children for node in tree if node.children} == CHILDREN
+
+
+def test_printing_draws_every_term_once_under_its_parent() -> None:
+    lines = str(made()).splitlines()
+    assert [line.split()[-3] for line in lines[1:-1]] == [
+        "L",
+        "R1",
+        "R2",
+        "R3",
+        "S1",
+        "S2",
+        "T1",
+        "U1",
+        "U2",
+        "U3",
+        "T2",
+        "T3",
+    ]
+    depth = {line.split()[-3]: line.index(line.split()[-3]) for line in lines[1:-1]}
+    assert all(depth[child] == depth[parent] + 3 for parent, children in CHILDREN.items() for child in children)
+    assert lines[-1] == "method spectral, tol 1e-06, 0.25 s"
+
+
+def test_the_check_stands_beside_the_value_with_its_distance_in_standard_errors() -> None:
+    values = made(check=True)
+    assert values["T2"].deviation == pytest.approx(2.0)
+    assert "+2.0" in str(values).splitlines()[1]
+    assert "checked with 100 samples" in str(values)
+    assert "std. error" in values._repr_html_()
+    assert values.to_dict()["terms"]["L"] == {"value": 0.0, "error": 1e-9, "check": 0.2, "check_error": 0.1}
+
+
+def test_json_holds_the_keys_of_the_format_alone() -> None:
+    form = json.loads(json.dumps(made().to_dict()))
+    assert list(form) == ["terms", "tol", "method", "seconds"]
+    assert list(form["terms"]) == list(NAMES)
+    assert form["terms"]["U3"] == {"value": 11.0, "error": 1e-9}
+
+
+def test_html_escapes_nothing_away() -> None:
+    html = made()._repr_html_()
+    assert html.count("<tr>") == 13
+    assert html.count("</td>") == 24
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_term_meets_the_tolerance_alone(name: str) -> None:
+    terms = {key: Term(key, 100.0, 1e-3) for key in NAMES}
+    Values(terms).require(1e-5)
+    terms[name] = Term(name, 100.0, 1.1e-3)
+    with pytest.raises(ToleranceError, match=rf"^{name} = 100 has error 1.1e-03, above .* = 1.0e-03 at tol = 1e-05"):
+        Values(terms).require(1e-5)
+
+
+def test_a_small_value_is_held_to_an_absolute_tolerance_and_nan_never_passes() -> None:
+    terms = {key: Term(key, 1e-3, 0.9e-5) for key in NAMES}
+    Values(terms).require(1e-5)
+    with pytest.raises(ToleranceError, match="U1"):
+        Values(terms | {"U1": Term("U1", 1.0, float("nan"))}).require(1e-5)
+
+
+def test_a_leaf_is_named_before_the_sums_above_it() -> None:
+    terms = {key: Term(key, 1.0, 2.0 if key in ("T3", "S2", "R3", "L") else 0.0) for key in NAMES}
+    with pytest.raises(ToleranceError, match=r"^T3 .*also missed: L, R3, S2"):
+        Values(terms).require(1e-5)
+
+
+def test_a_missing_or_unknown_term_is_named() -> None:
+    with pytest.raises(InputError, match="terms lacks T2, U3"):
+        Values({name: Term(name, 0.0, 0.0) for name in NAMES if name not in ("T2", "U3")})
+    with pytest.raises(KeyError, match="no term 'Q1'"):
+        made()["Q1"]
