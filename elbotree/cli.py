@@ -158,17 +158,19 @@ def kernels(psi: str, families: tuple[str, ...], out: Path | None) -> None:
 def evaluate(
     problem: Path, tol: float | None, method: str, eps: float | None, check_samples: int | None, seed: int, style: str
 ) -> None:
-    """Evaluate all twelve terms of the loss of PROBLEM, a JSON file, each with an estimate of its error.
+    """Evaluate all twelve terms of the loss of PROBLEM, each with an estimate of its error.
+
+    PROBLEM is a JSON file, or the folder of a fit.
 
     \b
     elbotree evaluate problem.json --tol 1e-8 --format json
     elbotree evaluate problem.json --check-samples 200000
     """
     import elbotree
+    from elbotree.fitting import load_problem
 
-    loaded = elbotree.Problem.load(problem)
     with _progress("evaluating the loss tree"):
-        values = elbotree.evaluate(loaded, tol, method, check_samples, eps, seed)
+        values = elbotree.evaluate(load_problem(problem), tol, method, check_samples, eps, seed)
     _print_values(values, style)
 
 

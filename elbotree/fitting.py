@@ -146,9 +146,18 @@ def load(folder: str | Path) -> Fit:
 
 
 def load_problem(source: str | Path) -> Problem:
-    """The problem in a JSON file, or the one that a fit's folder holds."""
+    """The problem in a JSON file or in a fit's folder, with psi compiled, so that a wrong one is named with its place."""
     source = Path(source)
-    return load(source).problem if source.is_dir() else Problem.load(source)
+    problem = load(source).problem if source.is_dir() else Problem.load(source)
+    _compile(problem.layer, source)
+    return problem
+
+
+def _compile(layer: Layer, source: str | Path) -> None:
+    try:
+        _ = layer.activation
+    except InputError as error:
+        raise type(error)(f"{source}: `layer.psi`: {error}") from None
 
 
 def read_layer_and_input(path: str | Path) -> tuple[Layer, FeatureModel]:
@@ -162,6 +171,7 @@ def read_layer_and_input(path: str | Path) -> tuple[Layer, FeatureModel]:
         problem = Problem.from_dict(data, folder=Path(path).parent)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from None
+    _compile(problem.layer, path)
     return problem.layer, problem.input
 
 

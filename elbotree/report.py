@@ -14,7 +14,7 @@ from elbotree.codegen import Kernels
 from elbotree.derivation import LossTree, derive
 from elbotree.derivation.render import combination_text, law_text
 from elbotree.evaluation import evaluate, kernels_for
-from elbotree.fitting import Fit, load
+from elbotree.fitting import Fit, load, load_problem
 from elbotree.html import Markup, join, line_chart, page, table, tag
 from elbotree.runtime.models import Problem
 from elbotree.runtime.storage import write_atomic
@@ -83,7 +83,7 @@ def report_on(source: Path, out: Path | None, *, tol: float | None = None, check
         )
         target = out or source / "report.html"
     else:
-        problem = Problem.load(source)
+        problem = load_problem(source)
         values = evaluate(problem, tol, check_samples=check_samples)
         content, target = Page(f"A problem: {source.name}", problem, values), out or source.with_suffix(".html")
     return write_report(target, content)

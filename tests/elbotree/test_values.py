@@ -20,7 +20,7 @@ def made(error: float = 1e-9, check: bool = False) -> Values:
 
 def test_the_tree_of_values_is_the_derived_tree() -> None:
     tree = derive()
-    assert NAMES == tree.names
+    assert tree.names == NAMES
     assert {node.name: node.children for node in tree if node.children} == CHILDREN
 
 
