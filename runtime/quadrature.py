@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ def panels(
     Raises UnsupportedError when that is not enough (the function is not piecewise smooth at any resolution tried).
     """
     ends = [lo, *sorted({b for b in breaks if lo < b < hi}), hi]
-    todo = list(reversed(list(zip(ends[:-1], ends[1:], strict=True))))
+    todo = list(reversed(list(pairwise(ends))))
     nodes: list[Array] = []
     weights: list[Array] = []
     count = 0
@@ -75,9 +76,9 @@ def panels(
             count += 1
             if count > _MAX_PANELS:
                 raise UnsupportedError(
-                    f"psi is not smooth enough near b = {0.5 * (a + b):.6g}: {_MAX_PANELS} halvings of the quadrature panels "
-                    "did not resolve it; give its kinks and jumps as Piecewise, Max, Min, Abs, sign or Heaviside so "
-                    "that panels can be split there"
+                    f"psi is not smooth enough near b = {0.5 * (a + b):.6g}: {_MAX_PANELS} halvings of the quadrature "
+                    "panels did not resolve it; write its kinks and jumps with where, max, min, abs, sign or "
+                    "heaviside, so that panels can be split there"
                 )
             middle = 0.5 * (a + b)
             todo += [(middle, b), (a, middle)]

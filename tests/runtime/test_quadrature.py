@@ -1,0 +1,60 @@
+"""Panels in b against integrals in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.quadrature import gauss_legendre, panels
+
+Array = NDArray[np.float64]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 7, 40])
+def test_rule_is_exact_for_polynomials_up_to_degree_2n_minus_1(nodes: int) -> None:
+    x, w = gauss_legendre(nodes)
+    for degree in range(2 * nodes):
+        assert w @ x**degree == pytest.approx((1 - (-1) ** (degree + 1)) / (degree + 1), abs=1e-13)
+    assert w @ x ** (2 * nodes) != pytest.approx(2 / (2 * nodes + 1), abs=1e-30)
+
+
+@pytest.mark.parametrize("frequency", [0.0, 1.0, 30.0, 700.0, 2500.0])
+def test_nodes_follow_the_frequency(frequency: float) -> None:
+    lo, hi = -1.3, 2.1
+    b, w = panels(lo, hi, [], frequency, [np.exp], 1e-13)
+    for nu in (frequency, -0.7 * frequency):  # integral of e^{b + i nu b}
+        expected = (np.exp((1 + 1j * nu) * hi) - np.exp((1 + 1j * nu) * lo)) / (1 + 1j * nu)
+        assert abs(w @ np.exp((1 + 1j * nu) * b) - expected) < 1e-12
+    # about a quarter of a node a radian, and a few more for each panel: nobody pays for what is not needed
+    assert len(b) <= 60 + 0.35 * frequency * (hi - lo)
+
+
+def test_panels_end_at_breaks() -> None:
+    # |b - 1/3| and a jump at 1/2, both to rounding although neither is smooth
+    b, w = panels(0.0, 1.0, [1 / 3, 0.5, 7.0], 0.0, [lambda x: np.abs(x - 1 / 3)], 1e-13)
+    assert w @ np.abs(b - 1 / 3) == pytest.approx((1 / 9 + 4 / 9) / 2, abs=1e-15)
+    assert w @ (b > 0.5) == pytest.approx(0.5, abs=1e-15)
+    assert w.sum() == pytest.approx(1.0, abs=1e-14)
+
+
+def test_panels_are_halved_where_a_function_turns_fast() -> None:
+    def steep(x: Array) -> Array:
+        return np.asarray(np.tanh(200 * (x - 0.3)))
+
+    b, w = panels(-1.0, 1.0, [], 0.0, [steep], 1e-12)
+    exact = (np.log(np.cosh(140.0)) - np.log(np.cosh(260.0))) / 200
+    assert w @ steep(b) == pytest.approx(exact, abs=1e-12)
+    width = np.diff(b)
+    assert width[np.abs(b[:-1] - 0.3) < 0.05].max() < 0.1 * width[b[:-1] < -0.2].max()
+
+
+def test_an_undeclared_jump_is_closed_in_on() -> None:
+    b, w = panels(-1.0, 1.0, [], 0.0, [lambda x: (x > 0.123) * 1.0], 1e-13)
+    assert w @ (b > 0.123) == pytest.approx(0.877, abs=1e-11)
+
+
+def test_a_function_that_is_rough_everywhere_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"not smooth enough near b = -1: 400 halvings.*max, min, abs"):
+        panels(-1.0, 1.0, [], 0.0, [lambda x: np.sin(1e7 * x)], 1e-13)
