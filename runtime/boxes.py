@@ -121,6 +121,15 @@ def box_probability(law: SourceSum, windows: Sequence[tuple[float, float]], tol:
     return _box(law, boxes, tol)
 
 
+def box_estimate(law: SourceSum, windows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """log of the saddle-point estimate of a box's probability, and log of a bound on it."""
+    law, boxes = _oriented(law, windows)
+    if not boxes:
+        return 0.0, 0.0
+    _, estimate, bound = _chernoff(law, boxes)
+    return estimate, bound
+
+
 def _oriented(law: SourceSum, windows: Sequence[tuple[float, float]]) -> tuple[SourceSum, list[Window]]:
     """The law with lower half lines reflected to upper ones, shifts moved into the windows, and free read-outs left out."""
     rows, boxes = [], []

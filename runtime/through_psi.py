@@ -1,0 +1,397 @@
+"""Probabilities of read-outs V f(x1) of a layer whose psi is not affine: boxes in (V y, b), split at psi's breaks.
+
+Where psi(b) = slope b + intercept, <v, f> = <v + slope kappa u, y> + const with kappa = <v, w>, so that
+
+    P(V f in W) = sum over pieces P(V_piece y + const in W, b in the piece)          (boxes of t + 1 read-outs)
+
+Otherwise b is integrated by Gauss-Legendre panels, P(V f in W) = int P(V y in W - V w psi(b), b in db) db, each panel on a
+contour of its own: the law of (V y, b) tilted to where the integrand lives. Lemma 3.4, to relative accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+from elbotree.runtime.boxes import Window, box_estimate, box_probability, lattice, saddle
+from elbotree.runtime.errors import ToleranceError, UnsupportedError
+from elbotree.runtime.models import Layer
+from elbotree.runtime.psi_transform import finite_psi
+from elbotree.runtime.quadrature import gauss_legendre
+from elbotree.runtime.source_sums import Inputs, SourceSum
+from elbotree.runtime.tails import EPS, TailProbability
+
+Array = NDArray[np.float64]
+Windows = Sequence[tuple[float, float]]
+
+_NODES = 16
+_MAX_PANELS = 3000
+
+
+@dataclass(frozen=True)
+class ThroughPsi:
+    """The read-outs V f(x1), f(x) = y + w psi(b), y = A x + d, b = <y, u> + theta, for x1 with the given inputs."""
+
+    layer: Layer
+    inputs: Inputs
+    V: Array
+
+    @property
+    def kappa(self) -> Array:
+        """<v_a, w>, (t,)."""
+        return np.asarray(self.V @ self.layer.w)
+
+    def law(self, slope: float = 0.0) -> SourceSum:
+        """The law of (<v_a + slope kappa_a u, y> for every a, b)."""
+        layer = self.layer
+        rows = np.concatenate([self.V + slope * np.outer(self.kappa, layer.u), layer.u[None]])
+        constants = rows @ layer.offset
+        constants[-1] += layer.threshold
+        return self.inputs.read(rows @ layer.A, constants)
+
+    def probability(self, windows: Windows, tol: float) -> TailProbability:
+        """P(low_a <= <v_a, f> <= high_a for every a), t pairs, to relative accuracy tol; low = high asks for a density."""
+        psi = self.layer.activation
+        if psi.pieces is not None:
+            return self._by_pieces(windows, tol)
+        dependent = self._function_of_b()
+        if dependent is not None:
+            return self._by_roots(dependent, windows, tol)
+        return _Panels(self, windows, tol).probability()
+
+    # ------------------------------------------------------------------ piecewise linear psi
+
+    def _by_pieces(self, windows: Windows, tol: float) -> TailProbability:
+        psi = self.layer.activation
+        assert psi.pieces is not None
+        ends = [-math.inf, *psi.breaks, math.inf]
+        boxes = []
+        for (low, high), (slope, intercept) in zip(zip(ends[:-1], ends[1:], strict=True), psi.pieces, strict=True):
+            if low < high:
+                shift = self.kappa * (slope * self.layer.threshold + intercept)
+                moved = [(a - s, b - s) for (a, b), s in zip(windows, shift, strict=True)]
+                box = _reduced(self.law(slope), [*moved, (low, high)])
+                if box is not None:
+                    boxes.append(box)
+        return _sum_of_boxes(boxes, tol)
+
+    # ------------------------------------------------------------------ read-outs that are functions of b
+
+    def _function_of_b(self) -> tuple[float, float] | None:
+        """(rho, const) with <v, y> = rho b + const, where there is one read-out and it is such a function."""
+        if len(self.V) != 1:
+            return None
+        rho, rest = _multiple(self.law())
+        return None if rho is None else (rho, rest)
+
+    def _by_roots(self, line: tuple[float, float], windows: Windows, tol: float) -> TailProbability:
+        """The intervals of b on which rho b + const + kappa psi(b) lies in the window, found on a fine grid."""
+        (low, high), (rho, const), kappa = windows[0], line, float(self.kappa[0])
+        if low == high:
+            raise UnsupportedError(
+                "the read-out is a function of b alone, so that its density needs that function's inverse; ask for cdf or tail"
+            )
+        law = self.law().mapped(np.array([[0.0, 1.0]]), np.zeros(1))
+        grid = _range_of(law, self.layer, 800.0)
+
+        def value(b: Array) -> Array:
+            return rho * b + const + kappa * finite_psi(self.layer.activation, b)
+
+        cuts = [-math.inf, *_roots(value, low, grid), *_roots(value, high, grid), math.inf]
+        cuts.sort()
+        boxes: list[tuple[SourceSum, list[tuple[float, float]]]] = []
+        for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+            middle = float(np.clip(0.5 * (max(a, grid[0]) + min(b, grid[-1])), a, b))
+            if low <= float(value(np.array([middle]))[0]) <= high:
+                boxes.append((law, [(a, b)]))
+        return _sum_of_boxes(boxes, tol)
+
+
+def _roots(value: Callable[[Array], Array], level: float, grid: Array) -> list[float]:
+    if not math.isfinite(level):
+        return []
+    off = value(grid) - level
+    places = np.flatnonzero(np.sign(off[:-1]) * np.sign(off[1:]) < 0)
+
+    def at(b: float) -> float:
+        return float(value(np.array([b]))[0]) - level
+
+    found = [float(brentq(at, grid[i], grid[i + 1], xtol=1e-300, rtol=8.9e-16)) for i in places]
+    return [*found, *(float(b) for b in grid[off == 0])]
+
+
+def _range_of(law: SourceSum, layer: Layer, depth: float) -> Array:
+    """A grid of b that P(b) leaves with probability below e^-depth, by Chernoff bounds; psi's breaks on both sides."""
+    std = math.sqrt(float(law.covariance()[0, 0]))
+    ends = []
+    for sign in (-1.0, 1.0):
+        s = sign * np.geomspace(0.05, 4000.0, 200) / std
+        with np.errstate(over="ignore", invalid="ignore"):
+            reach = (law.log_mgf(s[None, :]) + depth) / np.abs(s)
+        ends.append(float(law.shift[0]) + sign * float(np.min(reach[np.isfinite(reach)])))
+    tiny = 1e-12 * (1 + np.abs(np.array(layer.activation.breaks)))
+    breaks = np.concatenate([np.array(layer.activation.breaks) - tiny, np.array(layer.activation.breaks) + tiny])
+    inside = breaks[(breaks > ends[0]) & (breaks < ends[1])]
+    return np.sort(np.concatenate([np.linspace(ends[0], ends[1], 20_001), inside]))
+
+
+def _multiple(law: SourceSum) -> tuple[float | None, float]:
+    """(rho, const) with S_0 = rho S_1 + const, or (None, 0), for the law of two read-outs."""
+    loads, noise = law.loadings, law.noise
+    size = loads @ loads.T + noise
+    if size[1, 1] == 0:
+        return None, 0.0
+    rho = float(size[0, 1] / size[1, 1])
+    row = np.array([1.0, -rho])
+    left = float(row @ size @ row)
+    if left > 1e-22 * (size[0, 0] + rho**2 * size[1, 1]):
+        return None, 0.0
+    return rho, float(law.shift[0] - rho * law.shift[1])
+
+
+def _reduced(
+    law: SourceSum, windows: list[tuple[float, float]]
+) -> tuple[SourceSum, list[tuple[float, float]]] | None:
+    """A box whose read-outs that are multiples of b (the last) or constants have become limits on b; None when empty.
+
+    With psi piecewise linear and v near u these are common: <v, f> may even be constant on a piece.
+    """
+    last = law.dimension - 1
+    keep, (low, high) = [], windows[last]
+    for a in range(last):
+        both = law.mapped(np.eye(law.dimension)[[a, last]], np.zeros(2))
+        rho, const = _multiple(both)
+        if rho is None:
+            keep.append(a)
+            continue
+        start, stop = windows[a]
+        if start == stop:
+            raise UnsupportedError(
+                f"read-out {a} is a function of b alone on a linear piece of psi, so that its law may have atoms and its density "
+                "is not given; ask for cdf or tail"
+            )
+        flat = abs(rho) * math.sqrt(float((law.loadings[last] ** 2).sum() + law.noise[last, last])) <= 1e-13 * (
+            abs(const) + abs(float(law.shift[a])) + 1e-300
+        )
+        if flat:
+            if not start < const <= stop:
+                return None
+            continue
+        ends = sorted(((start - const) / rho, (stop - const) / rho))
+        low, high = max(low, ends[0]), min(high, ends[1])
+    if not low < high:
+        return None
+    rows = [*keep, last]
+    return law.mapped(np.eye(law.dimension)[rows], np.zeros(len(rows))), [*(windows[a] for a in keep), (low, high)]
+
+
+def _sum_of_boxes(
+    boxes: Sequence[tuple[SourceSum, list[tuple[float, float]]]], tol: float
+) -> TailProbability:
+    """The sum of disjoint boxes, the largest first; each to the tolerance that the sum needs, or left out and bounded."""
+    zero = np.zeros(())
+    if not boxes:
+        return TailProbability.from_logs(np.asarray(-math.inf), {"rounding": zero}, 0, tol)
+    ranked = sorted(((*box_estimate(law, windows), law, windows) for law, windows in boxes), key=lambda item: -item[0])
+    done: list[TailProbability] = []
+    left_out = -math.inf
+    for _, bound, law, windows in ranked:
+        total = float(np.logaddexp.reduce([float(p.log_value) for p in done])) if done else -math.inf
+        if done and bound < total + math.log(1e-3 * tol):
+            left_out = float(np.logaddexp(left_out, bound))
+            continue
+        share = tol if not done else tol * math.exp(min(max(total - bound, 0.0), 600.0))
+        done.append(box_probability(law, windows, min(0.4 * share, 0.05)))
+    logs = np.array([float(p.log_value) for p in done])
+    log_value = float(np.logaddexp.reduce(logs))
+    bounds: dict[str, Array] = {}
+    for weight, part in zip(np.exp(logs - log_value), done, strict=True):
+        for name, relative in part.bound.items():
+            bounds[name] = bounds.get(name, zero) + weight * relative
+    bounds["truncation"] = bounds.get("truncation", zero) + math.exp(left_out - log_value)
+    out = TailProbability.from_logs(np.asarray(log_value), bounds, sum(p.nodes for p in done), tol)
+    if not out.relative_error <= tol:
+        raise ToleranceError(f"the pieces of psi add up to a relative error of {out.relative_error:.2g}, above tol = {tol:g}")
+    return out
+
+
+class _Panels:
+    """The integral over b for smooth psi. Panels are dropped where the saddle-point estimate is far below the whole, and
+    halved where the integrand's Legendre series has not died out."""
+
+    def __init__(self, read: ThroughPsi, windows: Windows, tol: float) -> None:
+        signs = np.array([-1.0 if low == -math.inf and high < math.inf else 1.0 for low, high in windows])
+        self.tol = tol
+        self.psi = read.layer.activation
+        law = read.law()
+        self.keep = [a for a, (low, high) in enumerate(windows) if high - low < math.inf or abs(low) < math.inf or high < math.inf]
+        rows = np.zeros((len(self.keep) + 1, law.dimension))
+        for i, a in enumerate(self.keep):
+            rows[i, a] = signs[a]
+        rows[-1, -1] = 1.0
+        self.law = law.mapped(rows, np.zeros(len(rows)))
+        self.kappa = (signs * read.kappa)[self.keep]
+        self.windows = [
+            Window(low, high) if sign > 0 else Window(-high, math.inf)
+            for (low, high), sign in ((windows[a], signs[a]) for a in self.keep)
+        ]
+        precision = np.linalg.inv(self.law.noise) if np.linalg.det(self.law.noise) > 0 else None
+        if precision is None or not np.all(np.isfinite(precision)):
+            raise UnsupportedError(
+                "the Gaussian noise of (V y, b) is degenerate, so that their joint law has no density to invert; raise noise_std"
+            )
+        self.width = 2.5 / math.sqrt(float(precision[-1, -1]))
+        self.estimates: dict[float, float] = {}
+
+    def boxes(self, b: float) -> list[Window]:
+        """The windows of (V y - shift, b - shift) at a value of b."""
+        shifts = self.law.shift[:-1] + self.kappa * float(finite_psi(self.psi, np.array([b]))[0])
+        at = b - float(self.law.shift[-1])
+        return [*(w.moved(-float(s)) for w, s in zip(self.windows, shifts, strict=True)), Window(at, at)]
+
+    def estimate(self, b: float) -> float:
+        """log of the saddle-point estimate of the integrand at b."""
+        if b not in self.estimates:
+            _, value, hessian = saddle(self.law, self.boxes(b))
+            self.estimates[b] = value - 0.5 * float(np.linalg.slogdet(2 * math.pi * hessian)[1])
+        return self.estimates[b]
+
+    def _found(self) -> list[tuple[float, float]]:
+        """Panels on which the integrand may matter: outward from the peaks of a coarse scan."""
+        marginal = self.law.mapped(np.eye(self.law.dimension)[[-1]], np.zeros(1))
+        mean, std = float(marginal.mean()[0]), math.sqrt(float(marginal.covariance()[0, 0]))
+        cut = math.log(self.tol) - 6.0
+        reach = 6.0
+        while True:
+            scan = mean + std * np.linspace(-reach, reach, 2 * int(reach) + 1)
+            values = np.array([self.estimate(float(b)) for b in scan])
+            peak = int(np.argmax(values))
+            if 0 < peak < len(scan) - 1 or reach > 400:
+                break
+            reach *= 2
+        best = float(values.max())
+        breaks = sorted(x for x in self.psi.breaks)
+        out: list[tuple[float, float]] = []
+        for direction in (-1.0, 1.0):
+            at, ends = float(scan[peak]), []
+            beyond = [float(x) for x, v in zip(scan, values, strict=True) if v > best + cut and direction * (x - at) > 0]
+            last = max(beyond, key=lambda x: direction * x, default=at)
+            while direction * (last - at) >= 0 or self.estimate(at) > best + cut:
+                nearest = [x for x in breaks if direction * (x - at) > 1e-12 * (1 + abs(at))]
+                step = at + direction * self.width
+                if nearest:
+                    edge = min(nearest) if direction > 0 else max(nearest)
+                    step = edge if direction * (edge - step) < 0 else step
+                ends.append((min(at, step), max(at, step)))
+                at = step
+                best = max(best, self.estimate(at))
+                if len(ends) > _MAX_PANELS:
+                    raise ToleranceError("the integral over b does not end within 3,000 panels; raise noise_std or loosen tol")
+            out += ends
+        return out
+
+    def probability(self) -> TailProbability:
+        todo = self._found()
+        sizes = {panel: max(self.estimate(x) for x in (panel[0], 0.5 * sum(panel), panel[1])) for panel in todo}
+        whole = float(np.logaddexp.reduce([sizes[p] + math.log(p[1] - p[0]) for p in todo]))
+        for _ in range(3):
+            logs, errors, roundings, nodes = self._integrate(list(todo), whole)
+            total = float(np.logaddexp.reduce(logs))
+            scale = np.exp(np.array(errors) - total).sum()
+            rounding = np.exp(np.array(roundings) - total).sum()
+            if scale + rounding <= self.tol:
+                edge = max(self.estimate(min(p[0] for p in todo)), self.estimate(max(p[1] for p in todo)))
+                beyond = math.exp(edge - total) * 2 * self.width
+                bound = {"step": scale, "truncation": beyond, "rounding": rounding}
+                made = {name: np.asarray(part) for name, part in bound.items()}
+                return TailProbability.from_logs(np.asarray(total), made, nodes, self.tol)
+            if rounding > 0.5 * self.tol:
+                break
+            whole = min(whole, total) - math.log(max(1.0, scale / self.tol)) - 1.0
+        raise ToleranceError(
+            f"the integral over b reached a relative error of {scale + rounding:.2g}, above tol = {self.tol:g}; loosen tol or raise "
+            "noise_std"
+        )
+
+    def _integrate(
+        self, todo: list[tuple[float, float]], whole: float
+    ) -> tuple[list[float], list[float], list[float], int]:
+        """log values, log errors and log rounding errors of the panels; a panel that is not resolved is halved."""
+        logs: list[float] = []
+        errors: list[float] = []
+        roundings: list[float] = []
+        nodes = 0
+        floor = whole + math.log(self.tol) - math.log(50.0 * len(todo))
+        while todo:
+            a, b = todo.pop()
+            log_scale, values, alias, noise, used = self._panel(a, b, floor)
+            nodes += used
+            half = 0.5 * (b - a)
+            _, w = gauss_legendre(_NODES)
+            unresolved = half * float(np.abs(_last_coefficients(values)).max())
+            if math.log(max(unresolved, 1e-300)) + log_scale > floor + math.log(5.0) and b - a > 1e-3 * self.width:
+                middle = 0.5 * (a + b)
+                todo += [(a, middle), (middle, b)]
+                if nodes > 3e8:
+                    raise ToleranceError("the integral over b needs too many panels; loosen tol or raise noise_std")
+                continue
+            logs.append(log_scale + math.log(max(half * float(w @ values), 1e-300)))
+            errors.append(float(np.logaddexp(log_scale + math.log(unresolved + 1e-300), alias + math.log(2 * half))))
+            roundings.append(log_scale + math.log(2 * half * noise + 1e-300))
+        return logs, errors, roundings, nodes
+
+    def _panel(self, a: float, b: float, floor: float) -> tuple[float, Array, float, float, int]:
+        """The integrand at Gauss-Legendre nodes on one contour: (log scale, values, log alias, rounding, nodes)."""
+        x, _ = gauss_legendre(_NODES)
+        at = 0.5 * (a + b) + 0.5 * (b - a) * x
+        middle = self.boxes(0.5 * (a + b))
+        c, _, _ = saddle(self.law, middle)
+        made, aliases = lattice(self.law, middle, c, floor - math.log(b - a) - 2.0)
+        psi = finite_psi(self.psi, at)
+        base = made.phi * made.weights * made.cell
+        scale = made.level + sum(float(w.log_edge(np.array(v))) for w, v in zip(middle, c, strict=True))
+        values, noise, drift = np.empty(len(at)), 0.0, 0.0
+        y = made.y
+        for j, b_j in enumerate(at):
+            shifts = self.law.shift[:-1] + self.kappa * psi[j]
+            boxes = [w.moved(-float(s)) for w, s in zip(self.windows, shifts, strict=True)]
+            point = float(b_j - self.law.shift[-1])
+            boxes.append(Window(point, point))
+            factor = base
+            log_edge = made.level
+            for w, v, axis, n in zip(boxes, c, y, made.k, strict=True):
+                factor = factor * _on_lattice(w, float(v), axis, n)
+                log_edge += float(w.log_edge(np.array(v)))
+            lift = math.exp(min(log_edge - scale, 300.0))
+            values[j] = factor.real.sum() * lift
+            reach = np.array([max(abs(w.low), 0.0 if w.half_line else abs(w.high)) for w in boxes]) + made.turns
+            size = np.abs(factor)
+            noise = max(noise, EPS * lift * float(size @ (16 + 2 * self.law.loadings.shape[1] ** 0.5 + reach @ np.abs(y))))
+            noise = max(noise, EPS * abs(values[j]) * (made.kappa + float(np.abs(c) @ reach)))
+            drift = max(drift, log_edge - scale)
+        truncated = made.truncation * math.exp(
+            sum(w.log_transform(float(v))[0] - float(w.log_edge(np.array(v))) for w, v in zip(middle, c, strict=True))
+        )
+        alias = float(np.logaddexp.reduce([*aliases, scale + math.log(truncated + 1e-300)])) + drift
+        return scale, values, alias, noise, y.shape[1]
+
+
+def _on_lattice(window: Window, c: float, y: Array, k: NDArray[np.int64]) -> NDArray[np.complex128]:
+    """window.transform at the nodes, from its values on the few different y_a."""
+    low = int(k.min())
+    axis = np.zeros(int(k.max()) - low + 1)
+    axis[k - low] = y
+    return np.asarray(window.transform(c, axis)[k - low])
+
+
+def _last_coefficients(values: Array) -> Array:
+    """The last two Legendre coefficients of a function from its values at the nodes."""
+    x, w = gauss_legendre(_NODES)
+    degrees = np.arange(_NODES - 2, _NODES)
+    table = np.polynomial.legendre.legvander(x, _NODES - 1)[:, -2:]
+    return np.asarray((table.T * w) @ values * (degrees + 0.5))
