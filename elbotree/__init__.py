@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from elbotree.runtime.activations import Activation
     from elbotree.runtime.errors import ElbotreeError, InputError, ToleranceError, UnsupportedError
     from elbotree.runtime.estimates import Estimate
+    from elbotree.runtime.input_models import fit_input, input_from_sae
     from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
+    from elbotree.runtime.networks import Plan, compile_network, plan_network
     from elbotree.runtime.priors import (
         Bernoulli,
         Discrete,
@@ -61,6 +63,7 @@ _HOMES = {
     "LossTree": "elbotree.derivation",
     "Mixture": "elbotree.runtime.priors",
     "Normal": "elbotree.runtime.priors",
+    "Plan": "elbotree.runtime.networks",
     "Posterior": "elbotree.runtime.models",
     "Prior": "elbotree.runtime.priors",
     "Problem": "elbotree.runtime.models",
@@ -70,12 +73,16 @@ _HOMES = {
     "Uniform": "elbotree.runtime.priors",
     "UnsupportedError": "elbotree.runtime.errors",
     "Values": "elbotree.runtime.values",
+    "compile_network": "elbotree.runtime.networks",
     "derive": "elbotree.derivation",
     "evaluate": "elbotree.evaluation",
     "fit": "elbotree.fitting",
+    "fit_input": "elbotree.runtime.input_models",
     "generate": "elbotree.codegen",
     "gradient": "elbotree.evaluation",
+    "input_from_sae": "elbotree.runtime.input_models",
     "load": "elbotree.fitting",
+    "plan_network": "elbotree.runtime.networks",
     "register_family": "elbotree.registration",
     "register_psi": "elbotree.registration",
     "write_report": "elbotree.report",
@@ -94,6 +101,10 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "gradient",
     "fit",
     "load",
+    "fit_input",
+    "input_from_sae",
+    "compile_network",
+    "plan_network",
     "register_family",
     "register_psi",
     "write_report",
@@ -114,6 +125,7 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "LossTree",
     "Term",
     "Values",
+    "Plan",
     "ElbotreeError",
     "InputError",
     "ToleranceError",
