@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import roots_legendre
 
 from elbotree.runtime.errors import UnsupportedError
 
@@ -24,7 +25,7 @@ _MAX_PANELS = 400
 @lru_cache(maxsize=256)
 def gauss_legendre(nodes: int) -> tuple[Array, Array]:
     """Nodes and weights of the N-point rule on [-1, 1]."""
-    x, w = np.polynomial.legendre.leggauss(nodes)
+    x, w = roots_legendre(nodes)  # banded: several times faster than numpy's companion matrix
     return x, w
 
 
@@ -37,9 +38,9 @@ def _legendre_tail(nodes: int) -> Array:
 
 
 def _resolved(values: Array | NDArray[np.complex128], nodes: int, tol: float) -> bool:
-    """Whether a function with these node values has a Legendre series that has died out."""
+    """Whether a function with these node values has a Legendre series that has died out, as far as rounding shows."""
     scale = max(1.0, float(np.abs(values).max()))
-    return bool(np.abs(_legendre_tail(nodes) @ values).max() <= tol * scale)
+    return bool(np.abs(_legendre_tail(nodes) @ values).max() <= max(tol, 1e-15 * (20 + nodes)) * scale)
 
 
 def panels(

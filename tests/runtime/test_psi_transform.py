@@ -1,0 +1,105 @@
+"""Integrals against psi: closed forms for linear pieces, nodes for everything else, both against brute quadrature."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from elbotree.codegen import compile_psi
+from elbotree.runtime.activations import Activation
+from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.psi_transform import PsiTransform, finite_psi
+
+Array = NDArray[np.float64]
+
+LINEAR = ("relu", "leaky_relu", "abs", "hardtanh", "heaviside", "sign", "max(b, 0) - max(b - 1, 0)/2")
+BBAR, LO, HI, MODES = 0.3, -2.5, 3.1, 12
+# modes of both signs, zero, one for which a piece's phase stands still, and one far out
+CENTER = np.array([0.0, 1.2, -0.7, 5.0, 0.3])
+THETA = np.array([0.0, 0.4, -3.0, 2 * np.pi / (HI - LO), 11.0])
+ALPHA = np.array([0.0, -1.0, 3.0, 0.01, -30.0])
+
+
+def brute(psi: Activation, lo: float = LO, hi: float = HI) -> NDArray[np.complex128]:
+    """(step / 2 pi) int psi^l exp(i (center + theta beta + alpha psi)) exp(-i k step beta), (l, n, k), 5,000 nodes."""
+    edges = [lo, *(b - BBAR for b in psi.breaks if lo < b - BBAR < hi), hi]
+    x, w = np.polynomial.legendre.leggauss(50)
+    parts = [np.linspace(a, b, 101) for a, b in pairwise(edges)]
+    left, right = (np.concatenate([p[s] for p in parts]) for s in (slice(None, -1), slice(1, None)))
+    beta = (0.5 * (left + right)[:, None] + 0.5 * (right - left)[:, None] * x).ravel()
+    weight = (0.5 * (right - left)[:, None] * w).ravel() / (hi - lo)
+    value = np.broadcast_to(psi.value(BBAR + beta), beta.shape)
+    phase = np.exp(1j * (CENTER[:, None] + np.outer(THETA, beta) + np.outer(ALPHA, value)))
+    F = np.exp(-2j * np.pi / (hi - lo) * np.outer(np.arange(-MODES, MODES + 1), beta)) * weight
+    return np.stack([(phase * value**power) @ F.T for power in range(3)])
+
+
+def rows(
+    psi: Activation, lo: float = LO, hi: float = HI, powers: int = 3, tol: float = 1e-13
+) -> NDArray[np.complex128]:
+    return PsiTransform(psi, BBAR, lo, hi, MODES, tol).rows(CENTER, THETA, ALPHA, powers)
+
+
+@pytest.mark.parametrize("text", LINEAR)
+def test_linear_pieces_in_closed_form(text: str) -> None:
+    psi = compile_psi(text)
+    assert psi.pieces is not None
+    np.testing.assert_allclose(rows(psi), brute(psi), atol=3e-13, rtol=0)
+
+
+@pytest.mark.parametrize("text", LINEAR)
+def test_closed_form_and_nodes_agree(text: str) -> None:
+    psi = compile_psi(text)
+    by_nodes = rows(replace(psi, pieces=None))
+    np.testing.assert_allclose(rows(psi), by_nodes, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("text", ["tanh", "gelu", "sin(3*b) + abs(b)", "b*tanh(b)/(1 + b**2)", "elu", "max(b, 0)**2"])
+def test_nodes_for_every_other_psi(text: str) -> None:
+    psi = compile_psi(text)
+    assert psi.pieces is None
+    scale = float(np.abs(psi.value(BBAR + np.linspace(LO, HI, 99))).max()) ** 2
+    np.testing.assert_allclose(rows(psi), brute(psi), atol=1e-12 * max(1.0, scale), rtol=0)
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(0.1, 2.0), (-2.0, -0.4), (-1.4, 0.9)])
+def test_ranges_that_miss_some_breaks(lo: float, hi: float) -> None:
+    # b = bbar + beta lies right of hardtanh's kinks at -1 and 1, between them, left of one, ...
+    psi = compile_psi("hardtanh")
+    np.testing.assert_allclose(rows(psi, lo, hi), brute(psi, lo, hi), atol=3e-13, rtol=0)
+
+
+@pytest.mark.parametrize("powers", [1, 2])
+@pytest.mark.parametrize("text", ["relu", "tanh"])
+def test_fewer_powers_are_the_first_of_more(text: str, powers: int) -> None:
+    psi = compile_psi(text)
+    np.testing.assert_allclose(rows(psi, powers=powers), rows(psi)[:powers], atol=1e-14, rtol=0)
+
+
+def test_weights_integrate_against_the_lattice() -> None:
+    # F turns frequencies of b into integrals: int_lo^hi e^{3 beta} and psi^2, at turns the caller asks for
+    transform = PsiTransform(compile_psi("relu"), BBAR, LO, HI, MODES, 1e-12)
+    beta, weights, psi, F = transform.nodes(4.0)
+    assert weights @ np.exp(3 * beta) == pytest.approx((np.exp(3 * HI) - np.exp(3 * LO)) / 3, rel=1e-13)
+    assert weights @ psi**2 == pytest.approx((BBAR + HI) ** 3 / 3, rel=1e-13)
+    k = np.arange(-MODES, MODES + 1)
+    np.testing.assert_allclose((F @ np.ones_like(beta))[k != 0], 0, atol=1e-13)  # whole periods
+    assert (F @ np.ones_like(beta))[k == 0] == pytest.approx([1.0])
+
+
+def test_steepness_leaves_jumps_out() -> None:
+    assert PsiTransform(compile_psi("heaviside"), BBAR, LO, HI, 3, 1e-8).steepness <= 1e-12
+    assert PsiTransform(compile_psi("leaky_relu"), BBAR, LO, HI, 3, 1e-8).steepness == pytest.approx(1.0)
+    assert PsiTransform(compile_psi("tanh"), BBAR, LO, HI, 3, 1e-8).steepness == pytest.approx(1.0, rel=1e-4)
+
+
+def test_psi_that_is_not_finite_is_refused() -> None:
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(UnsupportedError, match=r"psi \(exp\) is not finite at b = 1000, which the law of b reaches"),
+    ):
+        finite_psi(compile_psi("exp"), np.array([0.0, 1000.0]))
