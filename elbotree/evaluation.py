@@ -112,16 +112,18 @@ def gradient(problem: Problem, tol: float | None = None) -> Gradient:
     _check_arguments(tol, "spectral", None, None)
     wanted = DEFAULT_TOL if tol is None else tol
     kernels = kernels_for(problem.layer, problem.encoder)
-    engine = _engine(problem, wanted, "spectral", None)
+    engine = _engine(problem, wanted, "spectral", None, gradient_tol=wanted)
     start = time.perf_counter()
     estimates: dict[str, Estimate] = kernels.evaluate(engine, problem)
-    parts = kernels.gradient(engine, problem)
+    parts = kernels.gradient(engine, problem, estimates)
     values = Values.of(estimates, tol=wanted, method="spectral", seconds=time.perf_counter() - start)
     values.require(wanted)
     return Gradient(parts, values)
 
 
-def _engine(problem: Problem, tol: float | None, method: str, eps: float | None) -> Any:
+def _engine(
+    problem: Problem, tol: float | None, method: str, eps: float | None, gradient_tol: float | None = None
+) -> Any:
     """What takes the expectations: the spectral engine, or the paper's grid."""
     if method == "grid":
         from elbotree.runtime.grid import GridExpectations
@@ -131,7 +133,9 @@ def _engine(problem: Problem, tol: float | None, method: str, eps: float | None)
     from elbotree.runtime.training import leaf_tolerance
 
     assert tol is not None  # the spectral method has a default
-    return SpectralExpectations(problem.layer, problem.input, problem.encoder, tol=leaf_tolerance(tol, problem))
+    return SpectralExpectations(
+        problem.layer, problem.input, problem.encoder, tol=leaf_tolerance(tol, problem), gradient_tol=gradient_tol
+    )
 
 
 def _sampled(kernels: Kernels, problem: Problem, samples: int, seed: int) -> dict[str, Estimate]:

@@ -57,7 +57,8 @@ class SpectralExpectations:
         )
         self.w = layer.w
         # compiled loops pay from about a dozen features on; a rule by size, not by time, gives the same bits every time
-        self._compiled = len(encoder) ** 2 * len(self.output.lattice_law.priors) > _COMPILE_FROM
+        size = len(encoder) ** 2 * len(self.output.lattice_law.priors)
+        self._compiled = size > (_COMPILE_FROM if gradient_tol is None else _COMPILE_FROM // 6)
         self._coordinates: dict[tuple[int, int], Coordinate] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
         self._paddings: dict[tuple[int, int, int, int], int] = {}

@@ -1,0 +1,71 @@
+"""Time of the whole loss tree against Monte Carlo at the same error, by size and tolerance.
+
+    python -m benchmarks.speed --sizes 8,16,32 --tols 1e-4,1e-6 --gradient
+
+Monte Carlo's time is its measured time per sample times the samples whose standard error on L equals the tolerance
+(relative to max(1, |L|), as ours is); both are measured in the same run, one thread each unless OMP_NUM_THREADS says
+otherwise. Seconds are the best of `--repeats` runs, after one that is not counted (compilation and caches).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import time
+
+import numpy as np
+
+import elbotree as et
+from benchmarks.workload import KINDS, problem, sampled_losses
+
+
+def best_time(run: object, repeats: int) -> float:
+    """The least of several wall times of calling `run`, in seconds."""
+    assert callable(run)
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def monte_carlo(p: et.Problem, samples: int = 20_000) -> tuple[float, float]:
+    """Seconds per sample, and the standard deviation of one sample of L."""
+    rng = np.random.default_rng(1)
+    losses = sampled_losses(p, samples, rng)
+    return best_time(lambda: sampled_losses(p, samples, rng), 5) / samples, float(losses.std())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="8,16,32", help="n = m1 = m2, separated by commas")
+    parser.add_argument("--tols", default="1e-4,1e-6", help="tolerances, separated by commas")
+    parser.add_argument("--kind", default="bernoulli", choices=KINDS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--gradient", action="store_true", help="time loss and full gradient together too")
+    options = parser.parse_args()
+    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, kind {options.kind}")
+    print(
+        f"{'n':>4} {'tol':>7} {'L':>12} {'error':>8} {'seconds':>9} {'gradient':>9} {'sampling s':>11} {'ratio':>9} {'MiB':>6}"
+    )
+    for n in (int(text) for text in options.sizes.split(",")):
+        p = problem(n, options.kind)
+        per_sample, spread = monte_carlo(p) if options.kind == "bernoulli" else (np.nan, np.nan)
+        for tol in (float(text) for text in options.tols.split(",")):
+            loss = et.evaluate(p, tol=tol)["L"]
+            seconds = best_time(lambda p=p, tol=tol: et.evaluate(p, tol=tol), options.repeats)
+            both = best_time(lambda p=p, tol=tol: et.gradient(p, tol=tol), 1) if options.gradient else np.nan
+            target = tol * max(1.0, abs(float(loss.value)))
+            sampling = per_sample * (spread / target) ** 2
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            print(
+                f"{n:4d} {tol:7.0e} {float(loss.value):12.6f} {float(loss.error):8.1e} {seconds:9.3f} {both:9.3f} {sampling:11.3g} "
+                f"{sampling / seconds:9.2g} {peak:6d}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
