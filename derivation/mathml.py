@@ -1,5 +1,5 @@
-"""The derivation's expressions as presentation MathML, for pages. One function a head, chosen by class; a head without one
-is an error that names it. What is printed elsewhere (plain text, LaTeX, graphs) lives in `render`.
+"""The derivation's expressions as presentation MathML, for pages. One function a head, chosen by class; a head without
+one is an error that names it. What is printed elsewhere (plain text, LaTeX, graphs) lives in `render`.
 """
 
 from __future__ import annotations

@@ -25,14 +25,19 @@ if TYPE_CHECKING:
 
 
 class _Mistake(click.ClickException):
-    """An error of the user's, shown as one line."""
+    """An error of the user's, shown as one line; status 1."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
-        self.exit_code = status
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"error: {self.message}", file=file, err=file is None)
+
+
+class _Missed(_Mistake):
+    """A tolerance that was not met."""
+
+    exit_code = 3
 
 
 class _Verbs(click.Group):
@@ -48,13 +53,13 @@ class _Verbs(click.Group):
             raise
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            raise _Mistake(f"{place}{error.strerror or error}", 1) from error
+            raise _Mistake(f"{place}{error.strerror or error}") from error
         except Exception as error:
             from elbotree.runtime.errors import ElbotreeError, ToleranceError
 
             if not isinstance(error, ElbotreeError):
                 raise
-            raise _Mistake(str(error), 3 if isinstance(error, ToleranceError) else 1) from error
+            raise (_Missed if isinstance(error, ToleranceError) else _Mistake)(str(error)) from error
 
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -268,7 +273,7 @@ def doctor(style: str) -> None:
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
             _print(f"{key:<12} {shown}")
     if not findings["self-check"]["passed"]:
-        raise _Mistake("the self-check's numbers are wrong here: this installation is not to be trusted", 1)
+        raise _Mistake("the self-check's numbers are wrong here: this installation is not to be trusted")
 
 
 def _print(text: str) -> None:

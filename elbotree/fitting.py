@@ -146,7 +146,7 @@ def load(folder: str | Path) -> Fit:
 
 
 def load_problem(source: str | Path) -> Problem:
-    """The problem in a JSON file or in a fit's folder, with psi compiled, so that a wrong one is named with its place."""
+    """The problem in a JSON file or in a fit's folder, with psi compiled, so that a wrong one is named."""
     source = Path(source)
     problem = load(source).problem if source.is_dir() else Problem.load(source)
     _compile(problem.layer, source)

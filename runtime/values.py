@@ -13,7 +13,7 @@ from typing import Any
 from elbotree.runtime.errors import InputError, ToleranceError
 from elbotree.runtime.estimates import Estimate
 
-#: Figure 2: which terms a term is made of. R3 is (S1 + S2) / (2 sigma2^2); every other parent is the sum of its children.
+#: Figure 2: which terms a term is made of. R3 is (S1 + S2) / (2 sigma2^2); any other parent is its children's sum.
 CHILDREN: dict[str, tuple[str, ...]] = {
     "L": ("R1", "R2", "R3"),
     "R3": ("S1", "S2"),
@@ -168,7 +168,7 @@ class Values(Mapping[str, Term]):
         return rows
 
     def cells(self) -> list[tuple[str, ...]]:
-        """Header and rows of the table: term, value, error, and when checked the check, its standard error, the z score."""
+        """Header and rows of the table: term, value, error, and when checked the check, its standard error, its z."""
         head: tuple[str, ...] = ("term", "value", "error")
         if self.checked:
             head += ("sampled", "std. error", "z")
