@@ -1,6 +1,6 @@
-"""Models of a network's input from data: independent features plus noise, from a matrix of rows or from a sparse auto-encoder.
-Both come with a report of how far the features are from independent, since everything after rests on that. The priors'
-one-dimensional fits, which know the noise's share of what they see, are in `prior_fits`."""
+"""Models of a network's input from data: independent features plus noise, from a matrix of rows or from a sparse
+auto-encoder. Both come with a report of how far the features are from independent, since everything after rests on
+that. The priors' one-dimensional fits, which know the noise's share of what they see, are in `prior_fits`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Dependence:
 
     squares    |correlation| of the centred squares (0 when independent): mean over pairs, and the largest
     distance   distance correlation (0 exactly when independent, at most 1): mean over pairs, and the largest
-    baseline   mean distance correlation of the same columns, each shuffled: what independence looks like at this many rows
+    baseline   mean distance correlation of the same columns, each shuffled: what independent columns show
     pair       the two columns with the largest distance correlation
     rows, pairs  how many rows and pairs were compared
     """
@@ -49,7 +49,7 @@ class Dependence:
             return "dependence: fewer than two features, nothing to compare"
         return (
             f"dependence over {self.pairs} pairs: correlation of squares {self.squares[0]:.3f} on average, at most "
-            f"{self.squares[1]:.3f}; distance correlation {self.distance[0]:.3f} on average, at most {self.distance[1]:.3f} "
+            f"{self.squares[1]:.3f}; distance correlation {self.distance[0]:.3f}, at most {self.distance[1]:.3f} "
             f"(features {self.pair[0]} and {self.pair[1]}); independent columns would show {self.baseline:.3f}"
         )
 
@@ -63,9 +63,9 @@ class InputReport:
     explained      share of the data's variance that the features carry
     kinds          the prior's kind of each feature
     dependence     how far the features are from independent, on held-out rows where there are any
-    held_out       nats a held-out row: log-likelihood under the features' priors, and under the normal law of the same mean
-                   and covariance (None where it is not computed). The first takes the noise of different features as
-                   uncorrelated in the features' coordinates
+    held_out       nats a held-out row: log-likelihood under the features' priors, and under the normal law of the same
+                   mean and covariance (None where it is not computed). The first takes the noise of different
+                   features as uncorrelated in the features' coordinates
     features       columns of the data's features that are in the model (those of a sparse auto-encoder that ever fire)
     directions     (m, n) orthonormal rows that span the columns of B, for `fit_input`; else None
     reduced        the model of the coordinates directions (x - mean), with m instead of n numbers; else None
@@ -92,7 +92,8 @@ class InputReport:
         if self.held_out is not None:
             own, normal = self.held_out
             lines.append(
-                f"held-out rows: {own:.4f} nats a row, {own - normal:+.4f} against the normal law of the same covariance"
+                f"held-out rows: {own:.4f} nats a row, {own - normal:+.4f} against the normal law of the same "
+                "covariance"
             )
         return "\n".join(lines)
 
@@ -110,12 +111,12 @@ def fit_input(
 ) -> tuple[FeatureModel, InputReport]:
     """Independent features plus noise, x = B z + mu + N(0, noise_std^2 I), from rows of data.
 
-    Noise: probabilistic PCA. sigma^2 is the mean variance of the n - m discarded principal directions; the kept ones U, with
-    variances Lambda, hold the same noise, so the features explain U (Lambda - sigma^2 I) U^T. Directions: FastICA of the
-    whitened scores gives a rotation R, and B = U (Lambda - sigma^2 I)^(1/2) R. Priors: the coordinate j of B^+ (x - mu) is z_j
-    plus noise of the known variance v_j = sigma^2 (B^T B)^-1_jj; each kind of prior is fitted to it with that noise taken
-    into account, the best by BIC is kept, and has mean 0 and variance 1 (a spike stands at 0; mu and B then hold the
-    shift). So the model's covariance is the data's in the kept directions, exactly.
+    Noise: probabilistic PCA. sigma^2 is the mean variance of the n - m discarded principal directions; the kept ones U,
+    with variances Lambda, hold the same noise, so the features explain U (Lambda - sigma^2 I) U^T. Directions: FastICA
+    of the whitened scores gives a rotation R, and B = U (Lambda - sigma^2 I)^(1/2) R. Priors: the coordinate j of B^+
+    (x - mu) is z_j plus noise of the known variance v_j = sigma^2 (B^T B)^-1_jj; each kind of prior is fitted to it
+    with that noise taken into account, the best by BIC is kept, and has mean 0 and variance 1 (a spike stands at 0; mu
+    and B then hold the shift). So the model's covariance is the data's in the kept directions, exactly.
 
     Arguments
         X          (N, n), a row per sample
@@ -126,8 +127,8 @@ def fit_input(
         held_out   share of the rows kept from the fit, to measure dependence and likelihood on
         seed       of the split, of FastICA, and of the shuffles
 
-    Returns (model, report). Raises InputError for data that are not a finite matrix or are too few, and for arguments out of
-    range. The paper: assumption 2.
+    Returns (model, report). Raises InputError for data that are not a finite matrix or are too few, and for arguments
+    out of range. The paper: assumption 2.
 
     >>> rng = np.random.default_rng(0)
     >>> X = rng.laplace(size=(2000, 2)) @ rng.standard_normal((2, 5)) + 0.1 * rng.standard_normal((2000, 5))
@@ -145,7 +146,7 @@ def fit_input(
     scores = (train - mean) @ directions.T
     R = np.eye(m) if rotation == "none" or m == 1 else _ica(scores / np.sqrt(kept), seed)
     B = np.sqrt(kept - sigma**2)[:, None] * R
-    unmixing = np.linalg.inv(B)
+    unmixing = np.asarray(np.linalg.inv(B), dtype=np.float64)
     noises = sigma**2 * (unmixing**2).sum(axis=1)
     fitted = [fit_prior(row, v, priors) for row, v in zip(unmixing @ scores.T, noises, strict=True)]
     shift = B @ np.array([part.shift for part in fitted])
@@ -173,7 +174,9 @@ def _check_arguments(priors: Sequence[str], rotation: str, held_out: float) -> N
         raise InputError(f"`priors` is {shortened(priors)}; it must be a list of kinds among {', '.join(KINDS)}")
     for i, kind in enumerate(priors):
         if kind not in KINDS:
-            raise InputError(f"`priors[{i}]` is {shortened(kind)}, which is no kind to choose from{nearest(kind, KINDS)}")
+            raise InputError(
+                f"`priors[{i}]` is {shortened(kind)}, which is no kind to choose from{nearest(kind, KINDS)}"
+            )
     if rotation not in ("ica", "none"):
         raise InputError(f"`rotation` is {shortened(rotation)}; it must be 'ica' or 'none'")
     if not 0 <= finite_number(held_out, "held_out") < 1:
@@ -188,8 +191,8 @@ def _split(rows: Array, held_out: float, seed: int) -> tuple[Array, Array | None
     train = rows[np.sort(order[kept:])]
     if n == 0 or len(train) < max(10, n + 1):
         raise InputError(
-            f"`X` has {N} rows of {n} numbers, {len(train)} of them to fit to; the covariance of {n} numbers needs at least "
-            f"{max(10, n + 1)} rows: give more rows, or a smaller `held_out`"
+            f"`X` has {N} rows of {n} numbers, {len(train)} of them to fit to; the covariance of {n} numbers needs "
+            f"at least {max(10, n + 1)} rows: give more rows, or a smaller `held_out`"
         )
     return train, rows[np.sort(order[:kept])] if kept > 1 else None
 
@@ -217,8 +220,8 @@ def _size_and_noise(values: Array, features: int | None, noise_std: float | None
         sigma = finite_number(noise_std, "noise_std")
     elif m == n:
         raise InputError(
-            f"`features` is {m}, all n = {n} directions, so none is left to estimate the noise from: give `noise_std`, or "
-            "fewer features"
+            f"`features` is {m}, all n = {n} directions, so none is left to estimate the noise from: give "
+            "`noise_std`, or fewer features"
         )
     else:
         sigma = float(np.sqrt(values[m:].mean()))
@@ -228,8 +231,8 @@ def _size_and_noise(values: Array, features: int | None, noise_std: float | None
     if values[m - 1] - sigma**2 <= floor:
         most = int((values - sigma**2 > floor).sum())
         raise InputError(
-            f"{m} features and noise_std {sigma:.4g} do not fit together: only {most} directions of `X` have more variance than "
-            f"the noise; give `features` of at most {most}, or a smaller `noise_std`"
+            f"{m} features and noise_std {sigma:.4g} do not fit together: only {most} directions of `X` have more "
+            f"variance than the noise; give `features` of at most {most}, or a smaller `noise_std`"
         )
     return m, sigma
 
@@ -281,16 +284,16 @@ def input_from_sae(
 ) -> tuple[FeatureModel, InputReport]:
     """A sparse auto-encoder's features as an input model: x = W_dec^T z + b_dec + noise, each z_j spike-and-slab.
 
-    p_j is the share of rows in which feature j fires; the slab is fitted to its values there by moments: gamma with shape
-    mean^2 / variance, or exponential where that shape is 1 within two standard errors. Features that never fire are left
-    out; `report.features` says which remain.
+    p_j is the share of rows in which feature j fires; the slab is fitted to its values there by moments: gamma with
+    shape mean^2 / variance, or exponential where that shape is 1 within two standard errors. Features that never fire
+    are left out; `report.features` says which remain.
 
     Arguments
         W_dec        (m, n), a row per feature, as auto-encoders store it
         activations  (N, m), not negative; an array or a scipy.sparse matrix
         b_dec        (n,); zero when left out
-        X            (N, n), the rows that were encoded: the noise is the root mean square of X - (activations W_dec + b_dec),
-                     after its mean (which goes to the offset)
+        X            (N, n), the rows that were encoded: the noise is the root mean square of X - activations W_dec -
+                     b_dec, after its mean (which goes to the offset)
         noise_std    instead of X, or to overrule it
         slab         "auto", "gamma" or "exponential"
         seed         of the sampled pairs and shuffles of the report
@@ -340,8 +343,8 @@ def _sparse_columns(activations: Any, shape: tuple[int, ...]) -> Any:
     if len(Z.shape) != 2 or Z.shape[1] != shape[0] or Z.shape[0] < 2:
         turned = "; turn `W_dec` around" if len(Z.shape) == 2 and Z.shape[1] == shape[1] else ""
         raise InputError(
-            f"`activations` has shape {tuple(Z.shape)}; `W_dec` has m = {shape[0]} rows, so it must be (N, {shape[0]}) with at "
-            f"least two rows{turned}"
+            f"`activations` has shape {tuple(Z.shape)}; `W_dec` has m = {shape[0]} rows, so it must be "
+            f"(N, {shape[0]}) with at least two rows{turned}"
         )
     entries = np.asarray(Z.data) if sparse else Z
     if entries.dtype.kind not in "fiu" or not np.isfinite(entries).all():

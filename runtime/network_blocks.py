@@ -1,5 +1,6 @@
-"""A transformer block as a program of scalar units: attention through squares, softplus and exp (or exp and reciprocal), then
-the MLP, residuals around both, layer norms where they are. Its numbers are plain arrays here; `network_torch` reads them from torch."""
+"""A transformer block as a program of scalar units: attention through squares, softplus and exp (or exp and
+reciprocal), then the MLP, residuals around both, layer norms where they are. Its numbers are plain arrays here;
+`network_torch` reads them from torch."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class TransformerBlock:
-    """Self-attention and an MLP with residuals on `tokens` rows of d coordinates; the network's input is those rows, one
-    after the other (tokens d numbers), and so is its output.
+    """Self-attention and an MLP with residuals on `tokens` rows of d coordinates; the network's input is those rows,
+    one after the other (tokens d numbers), and so is its output.
 
         a = x + sum over heads of softmax(q k^T / sqrt(dh)) v O,   q = x Q^T + .., k = x K^T + .., v = x V^T + ..
         y = a + W2 psi(W1 a + b1) + b2
@@ -91,7 +92,14 @@ class TransformerBlock:
         maps = {"query": query, "key": key, "value": value, "out": out, "up": up, "down": down}
         for name, pair in maps.items():
             object.__setattr__(self, name, None if pair is None else _affine_map(pair, name))
-        rest = {"tokens": tokens, "psi": psi, "heads": heads, "pre_norm": pre_norm, "causal": causal, "softmax": softmax}
+        rest = {
+            "tokens": tokens,
+            "psi": psi,
+            "heads": heads,
+            "pre_norm": pre_norm,
+            "causal": causal,
+            "softmax": softmax,
+        }
         for key_, value_ in rest.items():
             object.__setattr__(self, key_, value_)
         self._check_shapes()
@@ -120,7 +128,9 @@ class TransformerBlock:
         for name, shape in expected.items():
             got = getattr(self, name)[0].shape
             if got != shape:
-                raise InputError(f"`{name}[0]` has shape {got}; with `query[0]` of shape {(inner, d)} it must be {shape}")
+                raise InputError(
+                    f"`{name}[0]` has shape {got}; with `query[0]` of shape {(inner, d)} it must be {shape}"
+                )
 
 
 def _affine_map(pair: Sequence[ArrayLike | None], name: str) -> tuple[Array, Array]:
@@ -131,7 +141,9 @@ def _affine_map(pair: Sequence[ArrayLike | None], name: str) -> tuple[Array, Arr
         raise InputError(f"`{name}[0]` has shape {W.shape}; it needs at least one row and one column")
     bias = read_only_array(np.zeros(len(W)) if pair[1] is None else pair[1], f"{name}[1]", 1)
     if bias.shape != (len(W),):
-        raise InputError(f"`{name}[1]` has shape {bias.shape}; `{name}[0]` has {len(W)} rows, so it must be ({len(W)},)")
+        raise InputError(
+            f"`{name}[1]` has shape {bias.shape}; `{name}[0]` has {len(W)} rows, so it must be ({len(W)},)"
+        )
     return W, bias
 
 
@@ -143,11 +155,15 @@ def _norms(norms: Sequence[tuple[ArrayLike, ArrayLike, float]], d: int) -> tuple
         vectors = [read_only_array(value, f"norms[{i}][{k}]", 1) for k, value in enumerate((gain, bias))]
         for k, vector in enumerate(vectors):
             if vector.shape != (d,):
-                raise InputError(f"`norms[{i}][{k}]` has shape {vector.shape}; a token has d = {d}, so it must be ({d},)")
+                raise InputError(
+                    f"`norms[{i}][{k}]` has shape {vector.shape}; a token has d = {d}, so it must be ({d},)"
+                )
         number = finite_number(eps, f"norms[{i}][2]")
         if number <= 0:
-            raise InputError(f"`norms[{i}][2]` is {number!r}; eps must be positive, or a constant token divides by zero")
-        out.append(Norm(*vectors, number))
+            raise InputError(
+                f"`norms[{i}][2]` is {number!r}; eps must be positive, or a constant token divides by zero"
+            )
+        out.append(Norm(vectors[0], vectors[1], number))
     return out[0], out[1]
 
 

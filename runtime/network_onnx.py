@@ -1,5 +1,6 @@
-"""Reading ONNX files: a graph of nodes on rows of numbers becomes a program of scalar units. The file is parsed as data and
-nothing in it is run; external data files, control flow and custom operators are refused. Needs the package `onnx`."""
+"""Reading ONNX files: a graph of nodes on rows of numbers becomes a program of scalar units. The file is parsed as data
+and nothing in it is run; external data files, control flow and custom operators are refused. Needs the package
+`onnx`."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ class _Node:
         """The first input where it must have shape (N, k)."""
         value = self.rows()
         if len(value.shape) != 1:
-            raise UnsupportedError(f"{self.place}: its input has shape (N, {', '.join(map(str, value.shape))}), not (N, k)")
+            raise UnsupportedError(
+                f"{self.place}: its input has shape (N, {', '.join(map(str, value.shape))}), not (N, k)"
+            )
         return value.functions
 
     def fail(self, why: str) -> UnsupportedError:
@@ -74,13 +77,10 @@ class _Node:
 def read_onnx(path: str | Path) -> tuple[Program, Affine]:
     """The program of an ONNX file, and its outputs; see `compile_network`.
 
-    Raises InputError for a file that is missing, too large or no ONNX model, and UnsupportedError that lists every node of
-    a kind that is not read here.
+    Raises InputError for a file that is missing, too large or no ONNX model, and UnsupportedError that lists every node
+    of a kind that is not read here.
     """
     graph, numpy_helper = _graph(path)
-    problems = _problems(graph)
-    if problems:
-        raise UnsupportedError(f"{path}: {len(problems)} node(s) cannot be compiled: " + "; ".join(problems))
     values: dict[str, _Value | None] = {"": None}
     for tensor in graph.initializer:
         values[tensor.name] = _tensor(tensor, numpy_helper, path)
@@ -91,7 +91,9 @@ def read_onnx(path: str | Path) -> tuple[Program, Affine]:
         place = _name(proto, i)
         missing = [given for given in proto.input if given not in values]
         if missing:
-            raise InputError(f"{path}, {place}: its input {missing[0]!r} is not computed before it; the file is damaged")
+            raise InputError(
+                f"{path}, {place}: its input {missing[0]!r} is not computed before it; the file is damaged"
+            )
         try:
             attributes = {a.name: _attribute(a, numpy_helper, place) for a in proto.attribute}
             node = _Node(proto.op_type, place, [values[given] for given in proto.input], attributes, program)
@@ -116,6 +118,10 @@ def _graph(path: str | Path) -> tuple[Any, Any]:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
+        # Before the checker, which would look for the other files that a model names.
+        problems = _problems(model.graph)
+        if problems:
+            raise UnsupportedError(f"{path}: {len(problems)} part(s) cannot be compiled: " + "; ".join(problems))
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError) as error:
         reason = " ".join(str(error).split())[:200] or "it is damaged"
@@ -127,8 +133,14 @@ def _graph(path: str | Path) -> tuple[Any, Any]:
 
 
 def _problems(graph: Any) -> list[str]:
-    """Every node of a kind that cannot be read."""
-    out = [f"sparse initialiser {tensor.values.name!r}" for tensor in graph.sparse_initializer]
+    """Every node of a kind that cannot be read, and weights that are not in the file itself."""
+    out = [f"sparse weights {tensor.values.name!r}" for tensor in graph.sparse_initializer]
+    held = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute)]
+    out += [
+        f"weights {tensor.name!r} lie in another file (export the model with its weights inside)"
+        for tensor in held
+        if tensor.data_location == 1 or tensor.external_data
+    ]
     for i, node in enumerate(graph.node):
         if node.domain not in ("", "ai.onnx"):
             out.append(f"{_name(node, i)} is of the domain {node.domain!r}")
@@ -143,8 +155,6 @@ def _name(node: Any, i: int) -> str:
 
 def _tensor(tensor: Any, numpy_helper: Any, place: object) -> NDArray[Any]:
     """A tensor of the file as float64 (or integers)."""
-    if tensor.data_location == 1 or tensor.external_data:
-        raise UnsupportedError(f"{place}: {tensor.name!r} lies in another file; export the model with its weights inside")
     try:
         array = np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
@@ -181,8 +191,8 @@ def _input(graph: Any, path: object) -> tuple[str, tuple[int, ...]]:
     if len(sizes) < 2 or any(size < 1 for size in sizes[1:]):
         shown = ", ".join(str(size) if size > 0 else "?" for size in sizes)
         raise InputError(
-            f"{path}: the input {given[0].name!r} has shape ({shown}); it must be (rows, numbers, ...) with all sizes but "
-            "the first fixed"
+            f"{path}: the input {given[0].name!r} has shape ({shown}); it must be (rows, numbers, ...) with all "
+            "sizes but the first fixed"
         )
     return given[0].name, tuple(sizes[1:])
 
@@ -255,7 +265,7 @@ def _linear(node: _Node, W: NDArray[Any], bias: NDArray[Any]) -> _Rows:
 
 
 def _stretched(node: _Node, constant: NDArray[Any], shape: tuple[int, ...]) -> Array:
-    """A constant as one row of numbers for (N, *shape), by broadcasting; its first axis may be the rows' (of size 1)."""
+    """A constant as one row of numbers for (N, *shape), by broadcasting; a first axis of size 1 may be the rows'."""
     if constant.ndim == len(shape) + 1 and constant.shape[0] == 1:
         constant = constant[0]
     try:

@@ -1,31 +1,36 @@
-"""A network as a list of scalar units, and that list as layers of the paper's form, each no wider than it must be. Where
-units come from (torch, scikit-learn, ONNX, plain arrays, transformer blocks) is for the `network_*` files beside this one.
+"""A network as a list of scalar units, and that list as layers of the paper's form, each no wider than it must be.
+Where units come from (torch, scikit-learn, ONNX, plain arrays, transformer blocks) is for the `network_*` files beside
+this one.
 
-A program computes from x in R^n0 the units v_i = psi_i(b_i), where b_i is an affine function of z_i = (x, v_1, ..., v_{i-1}),
-and its outputs are affine functions of (x, v_1, ..., v_N). Every feed-forward network is one. Step i of the compiled chain
-has the paper's form (1): y = A s_{i-1}, b_i = <y, u> + theta, s_i = y + w psi_i(b_i), with the state s_i = V_i (x, v_1..v_i).
+A program computes from x in R^n0 the units v_i = psi_i(b_i), where b_i is an affine function of z_i = (x, v_1, ...,
+v_{i-1}), and its outputs are affine functions of (x, v_1, ..., v_N). Every feed-forward network is one. Step i of the
+compiled chain has the paper's form (1): y = A s_{i-1}, b_i = <y, u> + theta, s_i = y + w psi_i(b_i), with the state s_i
+= V_i (x, v_1..v_i).
 
 What V_i must hold. Let N_i be the span of all linear functionals of (x, v_1..v_i) that are still read after step i: the
 parts in those coordinates of every later b and of every output. Backwards, with beta_i the linear part of b_i,
 
     N_N = span of the outputs,    N_{i-1} = span(N_i without its coordinate v_i, beta_i).
 
-Then V_i is an orthonormal basis of N_i, and one row more exactly where beta_i is no combination of N_i's rows without their
-coordinate v_i: step i reads b_i from y, so y must still hold it, and the next step's A drops it. Hence
+Then V_i is an orthonormal basis of N_i, and one row more exactly where beta_i is no combination of N_i's rows without
+their coordinate v_i: step i reads b_i from y, so y must still hold it, and the next step's A drops it. Hence
 
     width_i = dim N_i + (1 if beta_i is not in the projection of N_i, else 0).
 
-No chain that computes these units in this order has a narrower step. By induction its state after step i is an affine image
-M_i (x, v_1..v_i); every later b and every output is affine in that state and in later units, so its part in (x, v_1..v_i) lies in
-the row space of M_i, which therefore contains N_i; and y = M_i without the column of v_i determines b_i, so the projected row space
-contains beta_i. A space with both properties has dimension at least width_i. (For units that are linearly independent functions of
-x; a special relation among them, such as relu(b) - relu(-b) = b, could only help.)
+No chain that computes these units in this order has a narrower step. By induction its state after step i is an affine
+image M_i (x, v_1..v_i); every later b and every output is affine in that state and in later units, so its part in (x,
+v_1..v_i) lies in the row space of M_i, which therefore contains N_i; and y = M_i without the column of v_i determines
+b_i, so the projected row space contains beta_i. A space with both properties has dimension at least width_i. (For units
+that are linearly independent functions of x; a special relation among them, such as relu(b) - relu(-b) = b, could only
+help.)
 
 For a dense hidden layer of h units on k inputs with weights W, next weights W', after i units, this is
-rank(W[i:]) + rank(W'[:, :i]), plus one: accumulators take the units' place as soon as fewer numbers than units are read later.
+rank(W[i:]) + rank(W'[:, :i]), plus one: accumulators take the units' place as soon as fewer numbers than units are read
+later.
 
-Orthonormal rows matter beyond conditioning: an isotropic noise N(0, sigma^2 I) stays isotropic under A, so that a feature model goes
-through the projections exactly. Coordinates (x_c, v_i) that lie in the span are kept as rows of their own, so states stay readable.
+Orthonormal rows matter beyond conditioning: an isotropic noise N(0, sigma^2 I) stays isotropic under A, so that a
+feature model goes through the projections exactly. Coordinates (x_c, v_i) that lie in the span are kept as rows of
+their own, so states stay readable.
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import Layer
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 TOL = 1e-13  # directions of unit functionals below this are rounding
 AMPLIFICATION = 1e3  # a read-out may not magnify rounding by more: one more coordinate is kept instead
@@ -174,9 +180,9 @@ class Program:
     def softmax(self, a: Affine, place: str, how: str = "softplus") -> Affine:
         """e^(a_j) / sum_k e^(a_k).
 
-        how    "softplus": e^(a_j - log sum e^a), and the last one as 1 minus the others: 2 len(a) - 2 units, all of them
-               finite on the whole line, none large; "reciprocal": e^(a_j) times 1 / sum e^a: 3 len(a) + 1 units, with a
-               pole where the sum is 0 and with rounding that grows like the largest e^(2 a_j).
+        how    "softplus": e^(a_j - log sum e^a), and the last one as 1 minus the others: 2 len(a) - 2 units, all of
+               them finite on the whole line, none large; "reciprocal": e^(a_j) times 1 / sum e^a: 3 len(a) + 1
+               units, with a pole where the sum is 0 and with rounding that grows like the largest e^(2 a_j).
         """
         if how not in ("softplus", "reciprocal"):
             raise InputError(f"softmax is {how!r}; it must be 'softplus' or 'reciprocal'")
@@ -279,8 +285,10 @@ class _Lowering:
     def schedule(self) -> list[_Placed]:
         """Units in the order of computation, found from the last to the first.
 
-        Among the units that no later one reads, the next (going backwards) is one that leaves the smallest span; the
-        latest in the program's order where several do.
+        Among the units that no later one reads, the next (going backwards) is one that leaves the smallest span; where
+        several do, one whose b is not orthogonal to that span (blocks of units with inputs of their own are then
+        computed
+        one after the other), and of these the latest in the program's order.
         """
         scale = np.linalg.norm(self.outputs, axis=1, keepdims=True)
         Q = _basis(self.outputs[scale[:, 0] > 0] / scale[scale[:, 0] > 0])
@@ -289,8 +297,9 @@ class _Lowering:
         placed: list[_Placed] = []
         while left.any():
             ready = np.flatnonzero(left & ~reads[left].any(axis=0))
-            dropped, readable, c = self._effects(Q, ready)
-            best = ready.size - 1 - int(np.argmin((~readable * 1 - dropped * 1)[::-1]))
+            dropped, readable, apart, c = self._effects(Q, ready)
+            cost = 2 * (~readable * 1 - dropped * 1) + apart
+            best = ready.size - 1 - int(np.argmin(cost[::-1]))
             unit = int(ready[best])
             beta, size = self.betas[unit], float(np.linalg.norm(self.betas[unit]))
             V = Q if readable[best] else np.concatenate([Q, _unit_residual(Q, beta / size)[None]])
@@ -302,7 +311,7 @@ class _Lowering:
             left[unit] = False
         return placed[::-1]
 
-    def live(self) -> NDArray[np.bool_]:
+    def live(self) -> Flags:
         """Units on which some output depends."""
         live = np.asarray((self.outputs[:, self.n0 :] != 0).any(axis=0))
         for i in range(len(live) - 1, -1, -1):
@@ -310,9 +319,9 @@ class _Lowering:
                 live |= self.betas[i, self.n0 :] != 0
         return live
 
-    def _effects(self, Q: Array, units: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Array]:
-        """For each unit taken next: does v leave the span's dimension, is b a combination of what remains, and the
-        number c for which beta + c v lies in the span (the least squares one)."""
+    def _effects(self, Q: Array, units: NDArray[np.intp]) -> tuple[Flags, Flags, Flags, Array]:
+        """For each unit taken next: does the span lose a dimension with v, is b a combination of what remains, is it
+        orthogonal to that, and the number c for which beta + c v lies in the span (the least squares one)."""
         columns = self.n0 + units
         beta = self.betas[units]
         size = np.linalg.norm(beta, axis=1)
@@ -323,7 +332,8 @@ class _Lowering:
         safe = length > 1 / AMPLIFICATION
         c = np.where(safe, -(rest * unit_rest).sum(axis=1) / np.where(safe, length**2, 1.0), 0.0)
         gap = np.linalg.norm(rest + c[:, None] * unit_rest, axis=1)
-        return dropped, (gap <= 10 * TOL * size) & (np.abs(c) <= AMPLIFICATION * size), c
+        readable = (gap <= 10 * TOL * size) & (np.abs(c) <= AMPLIFICATION * size)
+        return dropped, readable, gap >= (1 - 1e-9) * size, c
 
 
 def _without(rows: Array, column: int) -> Array:

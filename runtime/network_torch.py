@@ -1,5 +1,5 @@
-"""Reading torch modules. Importing this file imports torch: only `networks` does so, once it holds a torch module, and users
-who want `Residual` or `Elementwise` in their own networks."""
+"""Reading torch modules. Importing this file imports torch: only `networks` does so, once it holds a torch module, and
+users who want `Residual` or `Elementwise` in their own networks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Residual(nn.Module):  # type: ignore[misc]
 
 
 class Elementwise(nn.Module):  # type: ignore[misc]
-    """Any psi that elbotree knows, a name or an expression in b, as a torch module (for evaluation; it has no gradient)."""
+    """Any psi that elbotree knows, a name or an expression in b, as a torch module without gradient."""
 
     def __init__(self, psi: str) -> None:
         super().__init__()
@@ -97,6 +97,14 @@ _PSI: dict[Any, str | Callable[[Any], str | list[str]]] = {
     nn.Threshold: lambda m: f"where(b > {_number(m.threshold)}, b, {_number(m.value)})",
     Elementwise: lambda m: str(m.psi),
 }
+
+
+def _psi_of(module: Any) -> str | list[str]:
+    """psi of an activation module, or one each for its coordinates."""
+    rule = _PSI[type(module)]
+    return rule if isinstance(rule, str) else rule(module)
+
+
 _PASSED = (nn.Identity, nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _OTHER = (nn.Sequential, Residual, nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.Flatten, nn.Softmax, nn.LogSoftmax)
 
@@ -145,7 +153,9 @@ def _inputs(module: Any) -> int:
             return int(part.num_features)
         if isinstance(part, nn.LayerNorm):
             return int(np.prod(part.normalized_shape))
-    raise InputError("no part of the network says how many inputs there are; it needs a Linear, BatchNorm1d or LayerNorm")
+    raise InputError(
+        "no part of the network says how many inputs there are; it needs a Linear, BatchNorm1d or LayerNorm"
+    )
 
 
 def _walk(program: Program, x: Affine, module: Any, place: str) -> Affine:
@@ -175,8 +185,7 @@ def _walk(program: Program, x: Affine, module: Any, place: str) -> Affine:
         return x - total[[0] * len(x)]
     if kind is nn.Flatten or isinstance(module, _PASSED):
         return x
-    rule = _PSI[kind]
-    psi = rule(module) if callable(rule) else rule
+    psi = _psi_of(module)
     name = f"{place} {kind.__name__}"
     if isinstance(psi, str):
         return program.apply(psi, x, name)
@@ -188,8 +197,8 @@ def _batch_norm(x: Affine, module: Any, place: str) -> Affine:
     """gain (x - running mean) / sqrt(running var + eps) + bias."""
     _expect(len(x), module.num_features, place, "BatchNorm1d", "num_features must be what comes before")
     mean, var = (_array(getattr(module, f"running_{name}"), f"{place}.running_{name}") for name in ("mean", "var"))
-    factor = 1 / np.sqrt(var + module.eps)
-    shift = -mean * factor
+    factor: Array = 1 / np.sqrt(var + float(module.eps))
+    shift: Array = -mean * factor
     if module.affine:
         gain, bias = _array(module.weight, f"{place}.weight"), _array(module.bias, f"{place}.bias")
         factor, shift = factor * gain, shift * gain + bias
@@ -234,7 +243,9 @@ def transformer_block(layer: Any, tokens: int, *, causal: bool = False, softmax:
     norms = [_norm(norm, f"norm{i + 1}") for i, norm in enumerate((layer.norm1, layer.norm2))]
     return TransformerBlock(
         tokens,
-        *zip(weights, biases, strict=True),
+        (weights[0], biases[0]),
+        (weights[1], biases[1]),
+        (weights[2], biases[2]),
         _pair(attention.out_proj, "out_proj"),
         _pair(layer.linear1, "linear1"),
         _pair(layer.linear2, "linear2"),
@@ -257,9 +268,7 @@ def _block_psi(activation: Any) -> str:
         return "relu"
     if activation is nn.functional.gelu:
         return "gelu"
-    rule = _PSI.get(type(activation))
-    psi = rule(activation) if callable(rule) else rule
+    psi = _psi_of(activation) if type(activation) in _PSI else None
     if not isinstance(psi, str):
         raise UnsupportedError(f"the layer's activation {activation!r} is neither relu, gelu nor an activation module")
     return psi
-

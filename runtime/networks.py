@@ -1,6 +1,7 @@
-"""The way in for whole networks: `compile_network` turns a network into layers of the paper's form, `plan_network` shows what
-they cost. Plain arrays and scikit-learn are read here, torch in `network_torch`, ONNX in `network_onnx`, a transformer block
-in `network_blocks`; how units become layers, and why no layer could be narrower, is in `network_program`."""
+"""The way in for whole networks: `compile_network` turns a network into layers of the paper's form, `plan_network`
+shows what they cost. Plain arrays and scikit-learn are read here, torch in `network_torch`, ONNX in `network_onnx`, a
+transformer block in `network_blocks`; how units become layers, and why no layer could be narrower, is in
+`network_program`."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class Plan:
     @property
     def pairs(self) -> int:
         """Pairs of features over all layers with a nonlinearity, with one feature a coordinate and one for w: sum of
-        (n2 + 1) (n2 + 2) / 2. Modelling the chain costs about this many joint laws (term T3) for each evaluation of the losses."""
+        (n2 + 1) (n2 + 2) / 2. Modelling the chain costs about this many joint laws (term T3) for each evaluation of the
+        losses."""
         return sum((layer.n2 + 1) * (layer.n2 + 2) // 2 for layer in self.layers if layer.w.any())
 
     def __call__(self, x: ArrayLike) -> Array:
@@ -82,28 +84,31 @@ class Plan:
         sizes = [max(len(line[i]) for line in lines) for i in range(4)]
         table = ["  ".join(text.ljust(size) for text, size in zip(line, sizes, strict=True)).rstrip() for line in lines]
         total = (
-            f"{len(self.layers)} layers ({self.units} units) from {self.widths[0]} to {self.widths[-1]} coordinates, at most "
-            f"{max(self.widths[1:])} wide; {self.multiplications:,} multiplications a row, {self.pairs:,} pairs of features to model"
+            f"{len(self.layers)} layers ({self.units} units) from {self.widths[0]} to {self.widths[-1]} coordinates, "
+            f"at most {max(self.widths[1:])} wide; {self.multiplications:,} multiplications a row, "
+            f"{self.pairs:,} pairs of features to model"
         )
         return "\n".join([*table, total, *(f"note: {note}" for note in self.notes)])
 
 
 def compile_network(model: object) -> list[Layer]:
-    """A network as layers of the paper's form f(x) = y + w psi(<y, u> + theta), y = A x + d; their composition is the network.
+    """A network as layers of the paper's form f(x) = y + w psi(<y, u> + theta), y = A x + d; their composition is the
+    network.
 
     Argument
         model  one of
-               - a list of (W, bias, activation), W of shape (out, in), bias (out,) or None, activation a name, an expression
-                 in b, an `Activation`, or None for none
-               - a `torch.nn.Module` in evaluation mode: Sequential, Linear, activations, Dropout, BatchNorm1d, LayerNorm,
-                 Softmax, Flatten, Identity, and `Residual`, `Elementwise` of `elbotree.runtime.network_torch`
+               - a list of (W, bias, activation), W of shape (out, in), bias (out,) or None, activation a name, an
+                 expression in b, an `Activation`, or None for none
+               - a `torch.nn.Module` in evaluation mode: Sequential, Linear, activations, Dropout, BatchNorm1d,
+                 LayerNorm, Softmax, Flatten, Identity, and `Residual` and `Elementwise` of
+                 `elbotree.runtime.network_torch`
                - a fitted scikit-learn MLPClassifier or MLPRegressor (a classifier's outputs are its logits)
                - the path of an ONNX file
-               - a `TransformerBlock` of plain arrays, or what `network_torch.transformer_block(layer, tokens)` makes of a
-                 `torch.nn.TransformerEncoderLayer`
+               - a `TransformerBlock` of plain arrays, or what `network_torch.transformer_block(layer, tokens)` makes of
+                 a `torch.nn.TransformerEncoderLayer`
 
-    Returns the layers, first to last: n1 of the first is the network's input, n2 of the last its output, and they agree with
-    the network in float64 up to rounding. `plan_network` gives the same with widths, steps and cost.
+    Returns the layers, first to last: n1 of the first is the network's input, n2 of the last its output, and they agree
+    with the network in float64 up to rounding. `plan_network` gives the same with widths, steps and cost.
     Raises InputError for what is wrong in the description, and UnsupportedError that lists every operation that has no
     such form here, with its name and place. The paper: eq. (1), and section 4, point 2.
 
@@ -123,9 +128,9 @@ def plan_network(model: object) -> Plan:
 
     >>> print(plan_network([([[1.0, -1.0], [0.5, 2.0]], None, "tanh"), ([[1.0, 1.0]], None, None)]))
     part                       psi   steps  width
-    layer 0 tanh               tanh  2      2
+    layer 0 tanh               tanh  2      2 to 3
     affine map to the outputs        1      1
-    3 layers (2 units) from 2 to 1 coordinates, at most 2 wide; 20 multiplications a row, 12 pairs of features to model
+    3 layers (2 units) from 2 to 1 coordinates, at most 3 wide; 26 multiplications a row, 16 pairs of features to model
     """
     program, outputs = _read(model)
     if not len(outputs):
@@ -154,8 +159,8 @@ def _read(model: object) -> tuple[Program, Affine]:
     if isinstance(model, Sequence) and not isinstance(model, bytes):
         return _read_list(model)
     raise UnsupportedError(
-        f"`model` is {shortened(model)} of type {type(model).__name__}; it must be a list of (W, bias, activation), a torch "
-        "module, a scikit-learn MLPClassifier or MLPRegressor, the path of an ONNX file, or a TransformerBlock"
+        f"`model` is {shortened(model)} of type {type(model).__name__}; it must be a list of (W, bias, activation), "
+        "a torch module, a scikit-learn MLPClassifier or MLPRegressor, the path of an ONNX file, or a TransformerBlock"
     )
 
 
@@ -187,7 +192,8 @@ def _checked_entry(entry: object, i: int) -> tuple[Array, Array, str | Activatio
     bias = read_only_array(np.zeros(len(W)) if entry[1] is None else entry[1], f"model[{i}][1]", 1)
     if bias.shape != (len(W),):
         raise InputError(
-            f"`model[{i}][1]` has shape {bias.shape}; `model[{i}][0]` has {len(W)} rows, so the bias must be ({len(W)},)"
+            f"`model[{i}][1]` has shape {bias.shape}; `model[{i}][0]` has {len(W)} rows, so the bias must be "
+            f"({len(W)},)"
         )
     psi = "identity" if entry[2] is None else entry[2]
     if not isinstance(psi, str | Activation):

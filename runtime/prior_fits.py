@@ -1,5 +1,5 @@
-"""One prior for one coordinate of data, seen through noise of known variance: several kinds fitted, the best kept by BIC. Closed
-forms and EM only. Which coordinates to fit is for `input_models`."""
+"""One prior for one coordinate of data, seen through noise of known variance: several kinds fitted, the best kept by
+BIC. Closed forms and EM only. Which coordinates to fit is for `input_models`."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class FittedPrior:
 def fit_prior(x: Array, noise: float, kinds: Sequence[str] = KINDS) -> FittedPrior:
     """The prior of alpha, E alpha = 0 and Var alpha = 1, from x = alpha + N(0, noise), with noise the variance.
 
-    Returns the kind among `kinds` with the least BIC, each fitted to x with the noise taken into account: normal and laplace
-    have nothing left to fit; mixtures of 2 and 3 normals and the spike-and-slab with a normal slab go by EM, then are
-    standardised, so that prior variance + noise is what the data's variance is.
+    Returns the kind among `kinds` with the least BIC, each fitted to x with the noise taken into account: normal and
+    laplace have nothing left to fit; mixtures of 2 and 3 normals and the spike-and-slab with a normal slab go by EM,
+    then are standardised, so that prior variance + noise is what the data's variance is.
     """
     fits: list[FittedPrior] = []
     if "normal" in kinds:
@@ -70,7 +70,8 @@ def _scored(
 
 
 def _normals(weights: Sequence[float], means: Sequence[float], variances: Sequence[float]) -> Callable[[Array], Array]:
-    """log density of a mixture of normals; components of no variance cannot occur with noise, and are refused before."""
+    """log density of a mixture of normals; components of no variance cannot occur with noise, and are refused
+    before."""
     p, m, v = (np.array(values) for values in (weights, means, variances))
 
     def logpdf(y: Array) -> Array:
@@ -108,7 +109,8 @@ class _Normals:
 
 
 def _em(x: Array, noise: float, start: _Normals) -> _Normals:
-    """EM for x = alpha + N(0, noise): an M step gives each component's observed variance, and the noise is taken off it."""
+    """EM for x = alpha + N(0, noise): an M step gives each component's observed variance, and the noise is taken off
+    it."""
     now, before, squared = start, -math.inf, x**2
     for _ in range(ITERATIONS):
         total = (now.v + noise)[:, None]
@@ -173,8 +175,8 @@ def _spike(x: Array, noise: float) -> FittedPrior | None:
 def fit_slab(active: Array, slab: str = "auto") -> Prior:
     """Gamma or exponential by moments, for the values of a feature in the rows where it fires.
 
-    The gamma's shape is mean^2 / variance. "auto" takes the exponential where that is 1 within two standard errors (of the
-    moment estimator at shape 1, sqrt(8 / N)), and where fewer than three different values leave no variance to fit.
+    The gamma's shape is mean^2 / variance. "auto" takes the exponential where that is 1 within two standard errors (of
+    the moment estimator at shape 1, sqrt(8 / N)), and where fewer than three different values leave no variance to fit.
     """
     mean, variance = float(active.mean()), float(active.var())
     if slab == "exponential" or (slab == "auto" and (len(active) < 3 or variance <= 1e-12 * mean**2)):
