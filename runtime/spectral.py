@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.estimates import Estimate
-from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, best_spectrum, series_2d
+from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, best_spectrum, finite, series_2d
 from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, PairModes, Term
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer
@@ -105,7 +105,7 @@ class SpectralExpectations:
         key = (id(g), level)
         if key not in self._sizes:
             lo, hi = self._coordinate(g.feature, g.uses[0]).bounds(self._log_epsilon(level))
-            self._sizes[key] = (g, float(np.abs(g.value(np.linspace(lo, hi, 33))).max()))
+            self._sizes[key] = (g, float(np.abs(finite(_name(g), g.value, np.linspace(lo, hi, 33))).max()))
         return self._sizes[key][1]
 
     def _log_epsilon(self, level: int) -> float:
@@ -131,7 +131,7 @@ class SpectralExpectations:
         fine = float(100.0 ** np.floor(np.log(tol / 4) / np.log(100.0)))
         enough = sigma >= 0.6 * self._coordinate(j, r).sigma
         key = (j, r, level, 0 if enough else -1 if sigma == 0.0 else int(np.floor(np.log(sigma))) + 1000)
-        name = g.label or "an integrand"
+        name = _name(g)
         if key not in self._paddings:
             lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(level))
             chosen = best_spectrum(g.value, lo, hi, sigma, fine, name)
@@ -197,10 +197,11 @@ class SpectralExpectations:
         for _ in range(2):
             ranges = [c.bounds(log_epsilon - float(np.log(largest))) for c in coordinates]
             grid = np.meshgrid(*[np.linspace(lo, hi, 17) for lo, hi in ranges], indexing="ij")
-            largest = max(1.0, float(np.abs(g.value(*grid)).max()))
+            largest = max(1.0, float(np.abs(finite(_name(g), g.value, *grid)).max()))
         axes = [Axis(c, Period(lo, hi, PADS[1])) for c, (lo, hi) in zip(coordinates, ranges, strict=True)]
         V = np.array([c.v for c in coordinates])
-        double = series_2d(g.value, [a.period for a in axes], V @ self.output.lattice_law.noise @ V.T, tol / 4)
+        noise = V @ self.output.lattice_law.noise @ V.T
+        double = series_2d(g.value, [a.period for a in axes], noise, tol / 4, _name(g))
         return Term(self._frame(axes, double.modes), double.coefficients, tol / 4 + double.dropped)
 
     def of_c_each(self, gs: Sequence[Integrand], *, weights: Array | None = None) -> Estimate:
@@ -476,6 +477,11 @@ class SpectralExpectations:
         along = self.of_c_F(gs, along=functionals[:, :n])
         last = functionals[:, n:]
         return Estimate(along.value + last * plain.value, along.error + np.abs(last) * plain.error)
+
+
+def _name(g: Integrand) -> str:
+    """What messages call an integrand."""
+    return f"{g.label or 'an integrand'} of encoder[{g.feature}]"
 
 
 def _holding(g: Callable[..., Array], which: int, at: float | None) -> Callable[[Array], Array]:
