@@ -47,7 +47,7 @@ format: $(VENV)/.installed-dev  ## put the code into its format
 	$(BIN)/ruff check --fix $(CHECKED)
 
 bench: $(VENV)/.installed-test  ## time the whole tree at several sizes
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.speed
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) build dist $(OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
