@@ -130,12 +130,9 @@ def _engine(
 
         return GridExpectations(problem.layer, problem.input, problem.encoder, **({} if eps is None else {"eps": eps}))
     from elbotree.runtime.spectral import SpectralExpectations
-    from elbotree.runtime.training import leaf_tolerance
 
     assert tol is not None  # the spectral method has a default
-    return SpectralExpectations(
-        problem.layer, problem.input, problem.encoder, tol=leaf_tolerance(tol, problem), gradient_tol=gradient_tol
-    )
+    return SpectralExpectations.for_problem(problem, tol, gradient_tol)
 
 
 def _sampled(kernels: Kernels, problem: Problem, samples: int, seed: int) -> dict[str, Estimate]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class LinearLaw:
                 keep.append(i)
         return LinearLaw(mean, R[:, keep], tuple(p1.priors[i] for i in keep), noise)
 
-    def flat(self, b_step: Array, b_modes: int, reach: float, over_k: Array, over_n: Array) -> tuple[Any, ...]:
+    def flat(self, b_step: Array, b_modes: int, reach: float) -> tuple[Any, ...]:
         """The sources as flat arrays for the compiled loops: atoms as rotations over k, the rest as tables to `reach`."""
         key = (b_step.tobytes(), b_modes, reach)
         along = b_step @ self.loadings
@@ -99,7 +100,7 @@ class LinearLaw:
             rotate = np.stack([np.cos(turn), np.sin(turn)], axis=1) if atoms else np.zeros((0, 2, len(k)))
             sources = (start, np.array(atoms), np.array(masses), rotate, row, length, step, np.concatenate(tables))
             self._flat[key] = sources
-        return (along, over_n, over_k, *self._flat[key])
+        return (along, *self._flat[key])
 
     def mapped(self, T: Array, shift: Array) -> LinearLaw:
         """The law of T y + shift."""
@@ -178,6 +179,17 @@ class Lattice:
         rows = max(1, _BLOCK // (max(1, len(self.law.priors)) * self.columns))
         return [slice(a, min(a + rows, len(self.modes))) for a in range(0, len(self.modes), rows)]
 
+    @cached_property
+    def limits(self) -> NDArray[np.int64]:
+        """How far |k| goes for each n, (N,): to the ellipsoid on which the Gaussian factor is what it is at k = b_modes."""
+        step = float(self.b_step @ self.law.noise @ self.b_step)
+        if step == 0.0:
+            return np.full(len(self.modes), self.b_modes, dtype=np.int64)
+        Q = self.steps @ self.law.noise @ self.steps.T
+        n = self.modes.astype(np.float64)
+        left = self.b_modes**2 - np.einsum("nd,de,ne->n", n, Q, n) / step
+        return np.sqrt(np.maximum(left, 0.0)).astype(np.int64)
+
     @staticmethod
     def _loops() -> Any:
         """The compiled loops; numba takes half a second to import, which small problems need not pay."""
@@ -193,7 +205,8 @@ class Lattice:
         reach = float(np.abs(self.modes @ across).max(initial=0.0))
         reach += float(np.abs(self.b_step @ self.law.loadings).max(initial=0.0)) * self.b_modes
         reach = float(2.0 ** np.ceil(np.log2(max(reach, 1e-6))))
-        return (self.modes[rows] @ across, *self.law.flat(self.b_step, self.b_modes, reach, over_k, over_n))
+        along, *sources = self.law.flat(self.b_step, self.b_modes, reach)
+        return (self.modes[rows] @ across, along, over_n, over_k, self.limits[rows], *sources)
 
     def _gaussian(self, rows: slice) -> tuple[Array, Array]:
         """exp(-omega^T Sigma omega / 2) as a factor over n and one over k."""

@@ -90,7 +90,11 @@ class Frame:
         if self.transform is None:
             return np.repeat(np.exp(1j * self._center[rows])[None, :, None], powers, axis=0)
         return self.transform.rows(
-            self._center[rows], self._theta[rows], self._alpha[rows], powers, self.lattice.compiled
+            self._center[rows],
+            self._theta[rows],
+            self._alpha[rows],
+            powers,
+            self.lattice.limits[rows] if self.lattice.compiled else None,
         )
 
     @cached_property

@@ -98,32 +98,33 @@ def _factor(
     table_step: Any,
     tables: Any,
     slope: bool,
+    lo: int,
+    hi: int,
     out: Any,
     scratch: Any,
 ) -> None:
-    """Source i's factor over k: out[0], out[1] the real and imaginary part of phi, out[2], out[3] those of phi'."""
-    K = out.shape[1]
+    """Source i's factor over k in [lo, hi), lo >= 0: out[0], out[1] the real and imaginary part of phi, out[2], out[3] those of phi'."""
     if table_row[i] < 0:
         for part in range(4 if slope else 2):
-            for k in range(K):
+            for k in range(lo, hi):
                 out[part, k] = 0.0
         for a in range(start[i], start[i + 1]):
             x = atoms[a]
             c, s = masses[a] * np.cos(x * t0), masses[a] * np.sin(x * t0)
-            for k in range(K):
+            for k in range(lo, hi):
                 out[0, k] += c * rotate[a, 0, k] - s * rotate[a, 1, k]
-            for k in range(K):
+            for k in range(lo, hi):
                 out[1, k] += c * rotate[a, 1, k] + s * rotate[a, 0, k]
             if slope:
                 c, s = x * c, x * s
-                for k in range(K):
+                for k in range(lo, hi):
                     out[2, k] -= c * rotate[a, 1, k] + s * rotate[a, 0, k]
-                for k in range(K):
+                for k in range(lo, hi):
                     out[3, k] += c * rotate[a, 0, k] - s * rotate[a, 1, k]
     else:
-        half = K // 2
-        for k in range(K):
-            _interpolate(tables, table_row[i], table_length[i], table_step[i], t0 + along * (k - half), scratch)
+        half = out.shape[1] // 2
+        for k in range(lo, hi):
+            _interpolate(tables, table_row[i], table_length[i], table_step[i], t0 + along * (np.int64(k) - half), scratch)
             out[0, k], out[1, k] = scratch[0], scratch[1]
             if slope:
                 out[2, k], out[3, k] = scratch[2], scratch[3]
@@ -135,6 +136,7 @@ def walk_values(
     along: Any,
     over_n: Any,
     over_k: Any,
+    limits: Any,
     start: Any,
     atoms: Any,
     masses: Any,
@@ -146,28 +148,30 @@ def walk_values(
     base: Any,
     X: Any,
 ) -> None:
-    """X[q, n] = sum_k base[q, n, k] over_n[n] over_k[k] prod_i phi_i(t[n, i] + k along[i])."""
+    """X[q, n] = sum_k base[q, n, k] over_n[n] over_k[k] prod_i phi_i(t[n, i] + k along[i]), |k| <= limits[n]."""
     N, m = t.shape
     K = over_k.shape[0]
     out, scratch = np.empty((4, K)), np.empty(4)
     re, im, held = np.empty(K), np.empty(K), np.empty(K)
     for n in range(N):
-        for k in range(K):
+        # unsigned bounds: an index that cannot be negative needs no check, and the loops vectorise
+        lo, hi = np.uint64(K // 2 - limits[n]), np.uint64(K // 2 + limits[n] + 1)
+        for k in range(lo, hi):
             re[k] = over_n[n] * over_k[k]
         im[:] = 0.0
         for i in range(m):
             _factor(
-                i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, False,
+                i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, False, lo, hi,
                 out, scratch,
             )  # fmt: skip
-            for k in range(K):
+            for k in range(lo, hi):
                 held[k] = re[k] * out[0, k] - im[k] * out[1, k]
-            for k in range(K):
+            for k in range(lo, hi):
                 im[k] = re[k] * out[1, k] + im[k] * out[0, k]
             re, held = held, re
         for q in range(base.shape[0]):
             total_re, total_im = 0.0, 0.0
-            for k in range(K):
+            for k in range(lo, hi):
                 b_re, b_im = base[q, n, k].real, base[q, n, k].imag
                 total_re += b_re * re[k] - b_im * im[k]
                 total_im += b_re * im[k] + b_im * re[k]
@@ -180,6 +184,7 @@ def walk_moments(
     along: Any,
     over_n: Any,
     over_k: Any,
+    limits: Any,
     start: Any,
     atoms: Any,
     masses: Any,
@@ -202,7 +207,9 @@ def walk_moments(
     prefix = np.empty((m + 1, 2, K))
     after_re, after_im, held, x, y = np.empty(K), np.empty(K), np.empty(K), np.empty(K), np.empty(K)
     for n in range(N):
-        for k in range(K):
+        # unsigned bounds: an index that cannot be negative needs no check, and the loops vectorise
+        lo, hi = np.uint64(K // 2 - limits[n]), np.uint64(K // 2 + limits[n] + 1)
+        for k in range(lo, hi):
             prefix[0, 0, k] = over_n[n] * over_k[k]
         prefix[0, 1, :] = 0.0
         after_re[:] = 1.0
@@ -210,45 +217,45 @@ def walk_moments(
         for i in range(m):
             out = factors[i]
             _factor(
-                i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, True,
+                i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, True, lo, hi,
                 out, scratch,
             )  # fmt: skip
-            for k in range(K):
+            for k in range(lo, hi):
                 prefix[i + 1, 0, k] = prefix[i, 0, k] * out[0, k] - prefix[i, 1, k] * out[1, k]
-            for k in range(K):
+            for k in range(lo, hi):
                 prefix[i + 1, 1, k] = prefix[i, 0, k] * out[1, k] + prefix[i, 1, k] * out[0, k]
         for q in range(base.shape[0]):
             total_re, total_im, k_re, k_im = 0.0, 0.0, 0.0, 0.0
-            for k in range(K):
+            for k in range(lo, hi):
                 b_re, b_im = base[q, n, k].real, base[q, n, k].imag
                 term_re = b_re * prefix[m, 0, k] - b_im * prefix[m, 1, k]
                 term_im = b_re * prefix[m, 1, k] + b_im * prefix[m, 0, k]
                 total_re += term_re
                 total_im += term_im
-                k_re += (k - half) * term_re
-                k_im += (k - half) * term_im
+                k_re += (np.int64(k) - half) * term_re
+                k_im += (np.int64(k) - half) * term_im
             X[q, n] = total_re + 1j * total_im
             if q < by_k.shape[0]:
                 by_k[q, n] = k_re + 1j * k_im
         for i in range(m - 1, -1, -1):
             out = factors[i]
             # phi_i' times everything else, left where the derivative stood
-            for k in range(K):
+            for k in range(lo, hi):
                 x[k] = out[2, k] * after_re[k] - out[3, k] * after_im[k]
-            for k in range(K):
+            for k in range(lo, hi):
                 y[k] = out[2, k] * after_im[k] + out[3, k] * after_re[k]
-            for k in range(K):
+            for k in range(lo, hi):
                 out[2, k] = prefix[i, 0, k] * x[k] - prefix[i, 1, k] * y[k]
-            for k in range(K):
+            for k in range(lo, hi):
                 out[3, k] = prefix[i, 0, k] * y[k] + prefix[i, 1, k] * x[k]
-            for k in range(K):
+            for k in range(lo, hi):
                 held[k] = after_re[k] * out[0, k] - after_im[k] * out[1, k]
-            for k in range(K):
+            for k in range(lo, hi):
                 after_im[k] = after_re[k] * out[1, k] + after_im[k] * out[0, k]
             after_re, held = held, after_re
             for q in range(by_k.shape[0]):
                 total_re, total_im = 0.0, 0.0
-                for k in range(K):
+                for k in range(lo, hi):
                     b_re, b_im = base[q, n, k].real, base[q, n, k].imag
                     total_re += b_re * out[2, k] - b_im * out[3, k]
                     total_im += b_re * out[3, k] + b_im * out[2, k]
@@ -257,7 +264,17 @@ def walk_moments(
 
 @_jit
 def linear_base(
-    center: Any, theta: Any, alpha: Any, half: Any, mid: Any, slope: Any, p0: Any, step: float, length: float, out: Any
+    center: Any,
+    theta: Any,
+    alpha: Any,
+    half: Any,
+    mid: Any,
+    slope: Any,
+    p0: Any,
+    step: float,
+    length: float,
+    limits: Any,
+    out: Any,
 ) -> None:
     """`PsiTransform.rows` for psi linear on pieces, psi = p0 + slope (beta - mid) on |beta - mid| <= half, into (powers, N, K).
 
@@ -280,7 +297,7 @@ def linear_base(
             cos_x, sin_x = np.cos(x), np.sin(x)
             angle = center[n] + alpha[n] * (p0[piece] - slope[piece] * m) + turn * m
             re_n, im_n = np.cos(angle) * h / length, np.sin(angle) * h / length
-            for k in range(K):
+            for k in range(np.uint64(K // 2 - limits[n]), np.uint64(K // 2 + limits[n] + 1)):
                 z = x - y[k]
                 both_re = re_n * turn_re[k] - im_n * turn_im[k]
                 both_im = re_n * turn_im[k] + im_n * turn_re[k]

@@ -88,14 +88,18 @@ class PsiTransform:
             self._nodes[level] = (beta, weights, self.at(beta), F)
         return self._nodes[level]
 
-    def rows(self, center: Array, theta: Array, alpha: Array, powers: int, compiled: bool = False) -> ComplexArray:
-        """base_l[n, k] for l < powers <= 3, (powers, N, K)."""
-        if self.psi.pieces is not None and compiled:
+    def rows(
+        self, center: Array, theta: Array, alpha: Array, powers: int, limits: NDArray[np.int64] | None = None
+    ) -> ComplexArray:
+        """base_l[n, k] for l < powers <= 3, (powers, N, K); with `limits`, by compiled loops and for |k| <= limits[n] only."""
+        if self.psi.pieces is not None and limits is not None:
             from elbotree.runtime import lattice_loops
 
             out = np.empty((powers, len(center), 2 * self.modes + 1), dtype=np.complex128)
             half, mid, slope, p0 = self._pieces.T.copy()
-            lattice_loops.linear_base(center, theta, alpha, half, mid, slope, p0, self.step, self.hi - self.lo, out)
+            lattice_loops.linear_base(
+                center, theta, alpha, half, mid, slope, p0, self.step, self.hi - self.lo, limits, out
+            )
             return out
         if self.psi.pieces is not None:
             return self._linear_pieces(center, theta, alpha, powers)

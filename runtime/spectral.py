@@ -24,7 +24,7 @@ from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, best_spectrum, finite, series_2d
 from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, PairModes, Term
 from elbotree.runtime.integrands import Integrand
-from elbotree.runtime.models import Encoder, FeatureModel, Layer
+from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.output_law import OutputLaw
 
 Array = NDArray[np.float64]
@@ -40,6 +40,7 @@ class SpectralExpectations:
         layer, p1, encoder: the law of f(x1) and the projections c_j = C_j f + bias_j
         tol: absolute error that each weighted sum asked of the engine should keep below (the `error` of what it
             returns says what was reached)
+        pair_tol: the same for sums over pairs of features, where nearly all time goes; left out, it is tol
         gradient_tol: the same for the sums that carry F = (f, 1); given, gradients will be asked for, and the sums of a
             pair are made for value and gradient at once. Left out, it is tol
 
@@ -47,10 +48,18 @@ class SpectralExpectations:
     """
 
     def __init__(
-        self, layer: Layer, p1: FeatureModel, encoder: Encoder, *, tol: float = 1e-8, gradient_tol: float | None = None
+        self,
+        layer: Layer,
+        p1: FeatureModel,
+        encoder: Encoder,
+        *,
+        tol: float = 1e-8,
+        pair_tol: float | None = None,
+        gradient_tol: float | None = None,
     ) -> None:
         self.output = OutputLaw(layer, p1, tol)
         self.encoder, self.tol = encoder, float(tol)
+        self.pair_tol = float(tol if pair_tol is None else pair_tol)
         self.gradient_tol, self._at_once = (
             float(tol if gradient_tol is None else gradient_tol),
             gradient_tol is not None,
@@ -67,6 +76,24 @@ class SpectralExpectations:
         self._spectra: dict[tuple[int, int], tuple[Integrand, Spectrum]] = {}
         self._sizes: dict[tuple[int, int], tuple[Integrand, float]] = {}
         self._mean_pairs: dict[tuple[str, str], tuple[float, float, float]] = {}
+
+    @classmethod
+    def for_problem(cls, problem: Problem, tol: float, gradient_tol: float | None = None) -> SpectralExpectations:
+        """An engine under which all twelve nodes of the problem's tree meet tol * max(1, |value|).
+
+        R3 divides S1 and the T's by 2 sigma2^2, and sums add errors: of tol * min(1, 2 sigma2^2), T3 gets three quarters
+        and each of the other leaves a twenty-fourth.
+        """
+        share = tol * min(1.0, 2 * problem.model.noise_std**2)
+        leaf = max(1e-14, share / 24)
+        return cls(
+            problem.layer,
+            problem.input,
+            problem.encoder,
+            tol=min(leaf, 0.5),
+            pair_tol=min(max(1e-14, 0.75 * share), 0.5),
+            gradient_tol=gradient_tol,
+        )
 
     # ------------------------------------------------------------------ what needs no encoder
 
@@ -368,7 +395,8 @@ class SpectralExpectations:
         return (self.moments_ss(gs, hs, weights=weights) * weights).sum()
 
     def moments_ss(self, gs: Sequence[Integrand], hs: Sequence[Integrand], *, weights: Array | None = None) -> Estimate:
-        """G = E[g_j(c_j) h_k(c_k)], (len(gs), len(hs)); weights only say how much each error matters.
+        """G = E[g_j(c_j) h_k(c_k)], (len(gs), len(hs)); weights only say how much each error matters, and without them G is
+        part of a gradient and meets its tolerance.
 
         Pairs of posterior means (the integrands labelled s[j], of which an encoder has one each) are remembered, so that
         T3, the decoder's closed form and the gradient share them.
@@ -376,6 +404,7 @@ class SpectralExpectations:
         a, b = len(gs), len(hs)
         values, errors = np.zeros((a, b)), np.zeros((a, b))
         importance = np.ones((a, b)) if weights is None else np.abs(weights)
+        whole = self.gradient_tol if weights is None else self.pair_tol
         symmetric = gs is hs or [g.label for g in gs] == [h.label for h in hs] == [f"s[{g.feature}]" for g in gs]
         if symmetric:
             importance = 0.5 * (importance + importance.T)
@@ -388,7 +417,7 @@ class SpectralExpectations:
                 if importance[j, k] == 0.0:
                     continue
                 g, h = gs[j], hs[k]
-                tol = min(self.tol / (importance[j, k] * a * b), 0.5)
+                tol = min(whole / (importance[j, k] * a * b), 0.5)
                 key = (g.label, h.label)
                 both_means = key == (f"s[{g.feature}]", f"s[{h.feature}]")
                 known = self._mean_pairs.get(key) if both_means else None

@@ -222,7 +222,8 @@ def best_model(
     M = (rows[:, :-1] - np.outer(rows[:, -1], first)).T
     s = rows[:, -1]
     spread = np.array([law.of_c_each(list(kernels.variance(j, q))).value.sum() for j, q in enumerate(encoder)])
-    G = law.moments_ss(means, means).value - np.outer(s, s) + np.diag(spread)
+    pairs = law.moments_ss(means, means, weights=np.ones((len(means), len(means)))).value
+    G = pairs - np.outer(s, s) + np.diag(spread)
     ridge = 1e-12 * max(1e-300, float(np.trace(G))) / max(1, len(G))
     B = cho_solve(cho_factor(G + ridge * np.eye(len(G))), M.T).T if len(G) else M
     covariance = second - np.outer(first, first)
@@ -346,16 +347,8 @@ def train(
     problem = best[1]
     if problem.model.noise_std <= floor * 1.0001:
         message += f"; sigma2 rests on its floor {floor:.3g}: without one the loss is unbounded below"
-    law = SpectralExpectations(layer, p1, problem.encoder, tol=leaf_tolerance(tol, problem))
+    law = SpectralExpectations.for_problem(problem, tol)
     return Fitted(problem, kernels.evaluate(law, problem), tuple(history), message)
-
-
-def leaf_tolerance(tol: float, problem: Problem) -> float:
-    """The absolute error that each leaf may have so that all twelve nodes meet tol * max(1, |value|).
-
-    R3 divides S1 and the T's by 2 sigma2^2 and L adds three terms, so a leaf gets an eighth of tol times min(1, 2 sigma2^2).
-    """
-    return float(max(1e-14, tol * min(1.0, 2 * problem.model.noise_std**2) / 8))
 
 
 def _family_each(family: str | Sequence[str], count: int) -> list[str]:
