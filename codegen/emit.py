@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import sympy
 
 from elbotree.codegen.functions import KernelPrinter, family_section, psi_section
-from elbotree.codegen.lower import Call, LoweringError, Plan, lower, specialise
+from elbotree.codegen.lower import Call, LoweringError, Plan, lower
 from elbotree.derivation import notation as nt
 from elbotree.derivation import render
-from elbotree.derivation.activations import analyse
+from elbotree.derivation.activations import Psi, analyse
+from elbotree.derivation.specialise import put_in
 from elbotree.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def _leaf_call(call: Call) -> list[str]:
         return [f"value = law.norm_y({call.norm[1]})" + _times(call.weight)]
     if call.of_b is not None:
         along = "" if call.along is None else f", along={_direction(call.along[2])}{_centre(call.along[1])}"
+        if not nt.contains(call.of_b, nt.Psi):
+            return [f"value = rt.moments.of_polynomial(law, {_coefficients(call)}{along}){_times(call.weight)}"]
         # The weight goes inside, so that the engine sees the size of what it is asked for.
         return [f"value = law.of_b(lambda b: {_weight(call.weight * call.of_b)}{along})"]
     if set(call.indices) != set(call.bound):
@@ -141,6 +144,15 @@ def _leaf_call(call: Call) -> list[str]:
         raise LoweringError(f"a product of features needs integrands in one piece, such as s_j s_k; got {g} * {h}")
     lines = [f"gs = {_integrands(g)}", "j = k = features(gs)"]
     return [*lines, f"value = law.of_cc(gs, gs, weights={_weight(call.weight, columns=True)})"]
+
+
+def _coefficients(call: Call) -> str:
+    """The coefficients of a polynomial of b, lowest first: moments of y carry it up to a quadratic."""
+    polynomial = sympy.Poly(call.of_b, nt.b)
+    if polynomial.degree() > (2 if call.along is None else 1):
+        raise LoweringError(f"moments of y carry {call.of_b} no further than a quadratic in all")
+    numbers = ", ".join(repr(float(c)) for c in reversed(polynomial.all_coeffs()))
+    return f"({numbers},)" if polynomial.degree() == 0 else f"({numbers})"
 
 
 def _index_lines(call: Call) -> list[str]:
@@ -156,6 +168,8 @@ def _summed(call: Call) -> str:
 def _times(weight: Expr, after: str = "") -> str:
     """Source that multiplies what stands before it by `weight`; `after` follows the weight's arrays."""
     above, below = sympy.fraction(weight)
+    if weight.is_Integer and weight > 1:
+        return f" * {weight}"
     if above.is_number and above != 1:
         return f" * ({_weight(weight)})"
     by = "" if above == 1 else f" * {_bracketed(_weight(above))}{after}"
@@ -166,6 +180,8 @@ def _leaf_body(plan: Plan) -> list[str]:
     if not plan.calls:
         return [f"return rt.Estimate.of({_weight(sympy.Float(0) if plan.constant == 0 else plan.constant)})"]
     lines: list[str] = []
+    if all(_vanishes_with_w(call) for call in plan.calls) and plan.constant == 0:
+        lines += ["if not w.any():", "    return rt.Estimate.of(0.0)"]
     for number, call in enumerate(plan.calls):
         part = _leaf_call(call)
         lines += part if number == 0 else [line.replace("value =", "value +=") for line in part]
@@ -176,10 +192,20 @@ def _leaf_body(plan: Plan) -> list[str]:
     return [*lines, "return value"]
 
 
-def leaf_function(node: Node, psi: Expr | None) -> str:
-    """Source of a leaf's function, lowered from its expression."""
-    plan = lower(node.name, specialise(node.expression, psi))
-    return _function(node.name, _LAW_AND_PROBLEM, "rt.Estimate", _leaf_body(plan), _node_comment(node))
+def _vanishes_with_w(call: Call) -> bool:
+    """Whether w = 0 makes the term 0: its direction is w, or its weight has |w|^2 for a factor."""
+    direction = call.along is not None and call.along[2] == nt.w
+    return direction or nt.NormSquared(nt.w) in sympy.Mul.make_args(call.weight)
+
+
+def leaf_function(node: Node, psi: Psi) -> str:
+    """Source of a leaf's function, lowered from its expression with psi put in where that makes it simpler."""
+    expression = put_in(node.expression, psi)
+    plan = lower(node.name, expression)
+    comment = _node_comment(node)
+    if expression != node.expression:
+        comment += f"\nwith psi(b) = {psi.expression}: {render.text(expression)}"
+    return _function(node.name, _LAW_AND_PROBLEM, "rt.Estimate", _leaf_body(plan), comment)
 
 
 def inner_function(node: Node) -> str:
@@ -517,8 +543,8 @@ def module_source(tree: LossTree, psi: str, families: Sequence[str], version: st
     Arguments: the tree; psi's text; the posterior families' names; the version to print in the header.
     Raises what the parsers of psi and of the families raise, and LoweringError where a node has no lowering.
     """
-    expression = analyse(psi).expression
-    leaves = [leaf_function(tree[name], expression) for name in tree.leaves]
+    found = analyse(psi)
+    leaves = [leaf_function(tree[name], found) for name in tree.leaves]
     inner = [inner_function(node) for node in reversed(tuple(tree)) if node.children]
     names = ", ".join(f'"{name}"' for name in tree.names)
     sections = [
@@ -569,7 +595,9 @@ def _fact(label: str, value: str) -> list[str]:
 
 def _imports(body: str) -> list[str]:
     """The imports that the module's body needs, sorted as linters want them in a user's project."""
-    lines = ["import elbotree.runtime.posteriors  # noqa: F401"] if "rt.posteriors." in body else []
+    lines = [
+        f"import elbotree.runtime.{name}  # noqa: F401" for name in ("moments", "posteriors") if f"rt.{name}." in body
+    ]
     lines += ["import numpy as np", "from elbotree import runtime as rt"]
     return lines + (["from scipy import special"] if "special." in body else [])
 

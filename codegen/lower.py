@@ -84,7 +84,7 @@ def lower(name: str, expression: Expr) -> Plan:
     """
     constant: Expr = sympy.Integer(0)
     calls = []
-    for term in sorted(sympy.Add.make_args(sympy.expand_mul(expression)), key=term_order):
+    for term in sorted(sympy.Add.make_args(sympy.expand_mul(expression, deep=False)), key=term_order):
         if nt.contains(term, nt.Expectation):
             calls.append(_lower_term(name, term))
         else:
@@ -118,7 +118,9 @@ def _classify(name: str, weight: Expr, bound: tuple[Expr, ...], integrand: Expr)
     for factor in sympy.Mul.make_args(integrand):
         if isinstance(factor, (nt.FeatureTerm, nt.Slope)):
             features.append(factor)
-        elif nt.is_random(factor, nt.X1) and not nt.contains(factor, nt.FeatureTerm, nt.Vector, nt.Slope):
+        elif factor.is_number or (
+            nt.is_random(factor, nt.X1) and not nt.contains(factor, nt.FeatureTerm, nt.Vector, nt.Slope)
+        ):
             of_b *= factor
         elif isinstance(factor, nt.NormSquared) and norm is None:
             norm = _centred(name, factor.args[0])
@@ -133,7 +135,9 @@ def _classify(name: str, weight: Expr, bound: tuple[Expr, ...], integrand: Expr)
             raise LoweringError(f"{name}: no call takes the factor {factor} of {integrand}")
     # A free index stands before a bound one, and a slope before what it is paired with: g is the row, h what is summed.
     features.sort(key=lambda g: (feature_index(g) in bound, str(feature_index(g))))
-    call = Call(weight, bound, tuple(features), None if of_b == 1 else of_b, norm, along, component)
+    # <y - centre, a> alone is a function of b times it, the function 1; so is a number alone.
+    alone = not features and norm is None and component is None
+    call = Call(weight, bound, tuple(features), of_b if of_b != 1 or alone else None, norm, along, component)
     _check(name, call, integrand)
     return call
 
@@ -174,18 +178,3 @@ def _check(name: str, call: Call, integrand: Expr) -> None:
         trouble = "couples a component of f with b"
     if trouble:
         raise LoweringError(f"{name}: no call takes {integrand}: it {trouble}")
-
-
-def specialise(expression: Expr, psi: Expr | None) -> Expr:
-    """psi(b) -> 0 where psi is the zero function: what hangs on it disappears. Any other psi leaves the expression."""
-    if psi is None or psi != 0:
-        return expression
-
-    def visit(part: Expr) -> Expr:
-        if isinstance(part, nt.Psi):
-            return sympy.Integer(0)
-        if isinstance(part, nt.Expectation) and part.args[0] == 0:
-            return sympy.Integer(0)
-        return part
-
-    return nt.rebuild(expression, visit)

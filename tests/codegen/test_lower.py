@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sympy
 
-from elbotree.codegen.lower import LoweringError, lower, specialise
+from elbotree.codegen.lower import LoweringError, lower
 from elbotree.derivation import derive
 from elbotree.derivation import notation as nt
 from elbotree.derivation.notation import b, f, i, j, k, mu2, n2, sigma2, w, y
@@ -91,9 +91,10 @@ def test_what_has_no_call_is_refused(expression, reason: str) -> None:
         lower("X", expression)
 
 
-def test_specialise_prunes_a_zero_psi_and_nothing_else() -> None:
-    tree = derive()
-    assert specialise(tree["U2"].expression, sympy.Integer(0)) == 0
-    assert specialise(tree["U3"].expression, sympy.Integer(0)) == 0
-    assert specialise(tree["U1"].expression, sympy.Integer(0)) == tree["U1"].expression
-    assert specialise(tree["U2"].expression, sympy.tanh(b)) == tree["U2"].expression
+def test_a_constant_and_a_linear_function_of_b_are_functions_of_b() -> None:
+    (call,) = lower("X", 2 * E(3 * nt.Inner(y - mu2, w))).calls
+    assert (call.of_b, call.along) == (3, (y, mu2, w))
+    (call,) = lower("X", E((2 * b + 1) ** 2)).calls
+    assert call.of_b == (2 * b + 1) ** 2
+    (call,) = lower("X", E(nt.Inner(y - mu2, w))).calls
+    assert call.of_b == 1

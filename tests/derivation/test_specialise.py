@@ -1,0 +1,95 @@
+"""What a psi and families make of the tree: rules, the account of them, and the numbers of the specialised kernels."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+from sympy import Rational
+
+from elbotree.derivation import derive
+from elbotree.derivation import notation as nt
+from elbotree.derivation.activations import analyse
+from elbotree.derivation.specialise import Specialisation, put_in, specialise
+
+TREE = derive()
+
+
+def test_affine_psi_structure() -> None:
+    u2 = put_in(TREE["U2"].expression, analyse("2*b + 1/3"))
+    assert u2 == 2 * nt.Expectation(nt.Inner(nt.y - nt.mu2, nt.w) * (2 * nt.b + Rational(1, 3)), nt.X1)
+    u3 = put_in(TREE["U3"].expression, analyse("identity"))
+    assert u3 == nt.NormSquared(nt.w) * nt.Expectation(nt.b**2, nt.X1)
+
+
+def test_zero_psi_prunes_its_terms_and_nothing_else() -> None:
+    zero = analyse("zero")
+    assert put_in(TREE["U2"].expression, zero) == put_in(TREE["U3"].expression, zero) == 0
+    assert put_in(TREE["U1"].expression, zero) == TREE["U1"].expression
+
+
+@pytest.mark.parametrize("psi", ["relu", "tanh", "abs", "hardtanh"])
+def test_any_other_psi_leaves_the_tree_alone(psi: str) -> None:
+    for name in TREE.leaves:
+        assert put_in(TREE[name].expression, analyse(psi)) == TREE[name].expression
+
+
+# psi, families -> dimensions of the largest lattice of (R1, S1, T2, T3, U2, U3), after
+DIMENSIONS = {
+    ("relu", "bernoulli"): (2, 2, 2, 3, 1, 1),
+    ("relu", "normal"): (2, 0, 1, 1, 1, 1),
+    ("relu", "normal_scale"): (3, 2, 1, 1, 1, 1),
+    ("relu", "tilted"): (2, 2, 2, 3, 1, 1),
+    ("identity", "normal"): (1, 0, 0, 0, 0, 0),
+    ("identity", "tilted"): (1, 1, 1, 2, 0, 0),
+    ("zero", "exponential"): (1, 1, 1, 2, 0, 0),
+}
+
+
+@pytest.mark.parametrize(("psi", "family"), sorted(DIMENSIONS))
+def test_dimensions_after(psi: str, family: str) -> None:
+    found = specialise(TREE, psi, family)
+    after = tuple(int(found[name].dimensions[1]) for name in ("R1", "S1", "T2", "T3", "U2", "U3"))
+    assert after == DIMENSIONS[psi, family]
+    assert all(change.dimensions[1] <= change.dimensions[0] for change in found.changes)
+
+
+def test_dimensions_before_are_the_papers() -> None:
+    two = specialise(TREE, "relu", "normal_scale")
+    assert [int(two[name].dimensions[0]) for name in ("R1", "T2", "T3", "U2")] == [3, 3, 5, 1]  # t + 1, t + 1, 2t + 1
+
+
+def test_operations_before_and_after() -> None:
+    before, after = specialise(TREE, "relu", "normal")["T3"].operations
+    assert before == nt.m1 * nt.m2**2 * nt.modes**3
+    assert after == nt.m1 * nt.m2**2 * nt.modes
+    before, after = specialise(TREE, "identity", "normal")["U3"].operations
+    assert before == nt.m1 * nt.modes
+    assert after.subs(nt.modes, 10**6) == after  # no bins
+
+
+def test_the_account_is_printed() -> None:
+    text = str(specialise(TREE, "where(b < 0, 0, b + 1)", ["normal", "bernoulli"]))
+    assert "jumps at 0" in text
+    assert "growth |b|^k: k = 0 towards -oo, 1 towards +oo; Lipschitz constant none" in text
+    assert "normal: K against a normal prior: closed form, moments of f, no lattice of c" in text
+    assert "normal: K against any other prior: by quadrature over beta" in text
+    assert "bernoulli: K against every prior: closed form" in text
+    assert "w = 0 (seen when the kernel runs): 0" in text
+    assert "dimensions 3 -> 3" in text
+    identity = str(specialise(TREE, "identity", "normal"))
+    assert "U3 = |w|² E[ψ(b)²]\n  -> |w|² E[b²]\n  psi is affine: moments of y, in closed form" in identity
+    assert "normal: s(c) = c0, linear: moments of f" in identity
+    assert "psi = 0: pruned" in str(specialise(TREE, "zero", "normal"))
+
+
+def test_unknown_leaf_is_an_error() -> None:
+    found = specialise(TREE, "relu", "normal")
+    assert isinstance(found, Specialisation)
+    with pytest.raises(KeyError, match="no leaf 'L'; the leaves are R1"):
+        found["L"]
+
+
+def test_a_constant_psi_is_affine() -> None:
+    u2 = put_in(TREE["U2"].expression, analyse("3"))
+    assert u2 == 2 * nt.Expectation(3 * nt.Inner(nt.y - nt.mu2, nt.w), nt.X1)
+    assert isinstance(u2, sympy.Expr)
