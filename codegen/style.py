@@ -51,7 +51,8 @@ def returned(texts: Sequence[str], indent: str = INDENT) -> list[str]:
     line = f"{indent}return ({', '.join(map(_text, nodes))})"
     if len(line) <= WIDTH:
         return [line]
-    lines, fitted = [], []
+    lines: list[str] = []
+    fitted: list[ast.expr] = []
     for node in nodes:
         named, rest = _shorten(node, WIDTH - len(indent) - len(INDENT) - 1, "part", len(lines))
         lines += [line for name, value in named for line in _statement(f"{name} = ", value, indent, f"{name}_")]
@@ -68,7 +69,8 @@ def _statement(head: str, node: ast.expr, indent: str, stem: str) -> list[str]:
         lines = [line for name, value in named for line in _statement(f"{name} = ", value, indent, f"{name}_")]
         return [*lines, f"{indent}{head}{_text(rest)}"]
     inner = indent + INDENT
-    lines, rows = [], []
+    lines: list[str] = []
+    rows: list[str] = []
     for sign, term in terms:
         lead = f"{sign} " if rows else sign
         named, rest = _shorten(term, WIDTH - len(inner) - len(lead) - 2, stem, len(lines))

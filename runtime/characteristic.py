@@ -109,7 +109,7 @@ class LinearLaw:
     def covariance(self) -> Array:
         """Cov(y), (n, n)."""
         variances = np.array([p.variance() for p in self.priors]).reshape(-1)
-        return self.noise + (self.loadings * variances) @ self.loadings.T
+        return np.asarray(self.noise + (self.loadings * variances) @ self.loadings.T)
 
     def cumulant_generating(self, v: Array, s: Array) -> Array:
         """K(s) = log E exp(s <v, y - mean>) for real s, +inf outside its domain; s of any shape."""
@@ -131,8 +131,8 @@ class Tails:
     """
 
     def __init__(self, law: LinearLaw, v: Array) -> None:
-        self.std = float(np.sqrt(max(0.0, v @ law.covariance() @ v)))
-        self._noise = float(np.sqrt(max(0.0, v @ law.noise @ v)))
+        self.std = float(np.sqrt(max(0.0, float(v @ law.covariance() @ v))))
+        self._noise = float(np.sqrt(max(0.0, float(v @ law.noise @ v))))
         if self.std == 0.0:
             return
         # s of a Gaussian bound is sqrt(2 log 1/epsilon) / std: the grid reaches from there down and, for a law whose noise
@@ -188,7 +188,7 @@ class Lattice:
         Q = self.steps @ self.law.noise @ self.steps.T
         n = self.modes.astype(np.float64)
         left = self.b_modes**2 - np.einsum("nd,de,ne->n", n, Q, n) / step
-        return np.sqrt(np.maximum(left, 0.0)).astype(np.int64)
+        return np.asarray(np.sqrt(np.maximum(left, 0.0)), dtype=np.int64)
 
     @staticmethod
     def _loops() -> Any:

@@ -95,7 +95,7 @@ class Spectrum:
         values = finite(name, g, period.start + period.length * np.arange(count) / count)
         while True:
             step = period.length / count
-            between = finite(name, g, period.start + step * (np.arange(count) + 0.5))
+            between = finite(name, g, np.asarray(period.start + step * (np.arange(count) + 0.5)))
             guess = np.convolve(values, _MIDPOINT, mode="valid")
             misfit = np.abs(between[3 : 3 + len(guess)] - guess)
             finer = np.empty(2 * count)

@@ -103,7 +103,7 @@ class Frame:
         for made in ("_second", "_first"):
             if made in self.__dict__:
                 return np.asarray(self.__dict__[made][0][0])
-        return self.lattice.values(self._base, 1)[0]
+        return np.asarray(self.lattice.values(self._base, 1)[0])
 
     @cached_property
     def _first(self) -> tuple[ComplexArray, ComplexArray]:

@@ -98,8 +98,8 @@ def _factor(
     table_step: Any,
     tables: Any,
     slope: bool,
-    lo: int,
-    hi: int,
+    lo: Any,
+    hi: Any,
     out: Any,
     scratch: Any,
 ) -> None:
@@ -124,7 +124,9 @@ def _factor(
     else:
         half = out.shape[1] // 2
         for k in range(lo, hi):
-            _interpolate(tables, table_row[i], table_length[i], table_step[i], t0 + along * (np.int64(k) - half), scratch)
+            _interpolate(
+                tables, table_row[i], table_length[i], table_step[i], t0 + along * (np.int64(k) - half), scratch
+            )
             out[0, k], out[1, k] = scratch[0], scratch[1]
             if slope:
                 out[2, k], out[3, k] = scratch[2], scratch[3]

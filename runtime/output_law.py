@@ -151,7 +151,7 @@ class OutputLaw:
         """psi(b) as weighted values (they sum to 1 up to the tolerance); None where f is affine in y."""
         if self.affine is not None:
             return None
-        beta, _, psi, F = self._transform.nodes(1.0)
+        _, _, psi, F = self._transform.nodes(1.0)
         unit = np.eye(self._b_lattice.columns, dtype=np.complex128)[:, None, :]
         phi = self._b_lattice.values(lambda rows, powers: unit, len(unit))[:, 0]
         return psi, np.asarray((phi @ F).real)
@@ -207,7 +207,7 @@ class OutputLaw:
         law = self.lattice_law
         center = float(row @ law.mean) + bias
         if self.affine is not None:
-            sigma = float(np.sqrt(max(0.0, row @ law.noise @ row)))
+            sigma = float(np.sqrt(max(0.0, float(row @ law.noise @ row))))
             return Coordinate(row, 0.0, 0.0, center, sigma, Tails(law, row), (center, center))
         theta = float(row @ law.noise @ self.u) / self._var_b if self._b_noisy else 0.0
         v, kappa = row - theta * self.u, float(row @ self.w)
@@ -216,5 +216,5 @@ class OutputLaw:
         near = np.concatenate([breaks, breaks - 1e-9, breaks + 1e-9])
         beta = np.concatenate([np.linspace(lo, hi, 513), near[(near > lo) & (near < hi)]])
         shift = center + theta * beta + kappa * self._psi_at(self._bbar + beta)
-        sigma = float(np.sqrt(max(0.0, v @ law.noise @ v)))
+        sigma = float(np.sqrt(max(0.0, float(v @ law.noise @ v))))
         return Coordinate(v, theta, kappa, center, sigma, Tails(law, v), (float(shift.min()), float(shift.max())))

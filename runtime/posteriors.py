@@ -66,6 +66,7 @@ def folded_spread(x: ArrayLike, s: ArrayLike) -> Array:
 
 def folded_mean(x: ArrayLike, s: ArrayLike) -> Array:
     """E|x + s Z| = s 2 phi(x / s) + x (2 Phi(x / s) - 1): the mean of a folded normal law, elementwise."""
+    x, s = np.asarray(x, dtype=np.float64), np.asarray(s, dtype=np.float64)
     return np.asarray(s * folded_spread(x, s) + x * folded_slope(x, s))
 
 

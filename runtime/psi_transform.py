@@ -84,7 +84,8 @@ class PsiTransform:
             frequency = float(np.hypot(self.modes * self.step, turn))
             beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [wave, power], self.tol * 0.1)
             k = np.arange(-self.modes, self.modes + 1)
-            F = np.exp(-1j * self.step * np.multiply.outer(k, beta)) * (weights * (self.step / (2 * np.pi)))
+            turn_k = np.exp(-1j * self.step * np.multiply.outer(k, beta))
+            F: ComplexArray = np.asarray(turn_k * (weights * (self.step / (2 * np.pi))), dtype=np.complex128)
             self._nodes[level] = (beta, weights, self.at(beta), F)
         return self._nodes[level]
 

@@ -325,7 +325,7 @@ def train(
     for turn in range(rounds):
         coordinates = _Coordinates(encoder, mean, covariance)
         objective = _Objective(layer, p1, kernels, coordinates, tol, floor, history, begun, progress)
-        found = minimize(
+        found = minimize(  # type: ignore[call-overload]  # the stubs do not know (value, gradient) from a callable object
             objective,
             coordinates.pack(encoder),
             jac=True,
