@@ -133,19 +133,33 @@ def derive(node: str | None, style: str) -> None:
     help="Posterior family; repeat it or separate several by commas.",
 )
 @click.option("--out", type=_PATH, help="Write the module there instead of to standard output.")
-def kernels(psi: str, families: tuple[str, ...], out: Path | None) -> None:
+@click.option("--explain", is_flag=True, help="Say what the algebra found and did, instead of printing the module.")
+@click.option("--check", "checked", type=_PATH, metavar="FILE", help="Say whether FILE still matches the derivation.")
+def kernels(psi: str, families: tuple[str, ...], out: Path | None, explain: bool, checked: Path | None) -> None:
     """Print the numpy kernels for a nonlinearity and posterior families: a readable Python module without sympy.
 
     \b
     elbotree kernels --psi relu --family bernoulli --out relu_kernels.py
     elbotree kernels --psi "max(b, 0) - 0.1*max(b - 1, 0)" --family tilted,normal
+    elbotree kernels --psi identity --family normal --explain
+    elbotree kernels --check relu_kernels.py
     """
-    from elbotree.codegen import generate
+    from elbotree.codegen import check, generate
 
+    if checked is not None:
+        differences = check(checked)
+        for line in differences:
+            _print(line)
+        if differences:
+            raise _Mistake(f"{checked} differs from what this version generates; write it again with --out", 1)
+        _note(f"{checked} matches")
+        return
     names = [name.strip() for group in families for name in group.split(",") if name.strip()]
     with _progress("generating kernels"):
         module = generate(psi=psi, family=names)
-    if out is None:
+    if explain:
+        _print(module.explain())
+    elif out is None:
         _print(module.source.rstrip("\n"))
     else:
         module.write(out)
