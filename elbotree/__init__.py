@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from elbotree.runtime.errors import ElbotreeError, InputError, ToleranceError, UnsupportedError
     from elbotree.runtime.estimates import Estimate
     from elbotree.runtime.input_models import fit_input, input_from_sae
+    from elbotree.runtime.joint import Joint, joint
     from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
     from elbotree.runtime.networks import Plan, compile_network, plan_network
     from elbotree.runtime.priors import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         SpikeSlab,
         Uniform,
     )
+    from elbotree.runtime.tails import TailProbability
     from elbotree.runtime.values import Term, Values
 
 __version__ = "0.1.0"
@@ -57,6 +59,7 @@ _HOMES = {
     "Gamma": "elbotree.runtime.priors",
     "Gradient": "elbotree.evaluation",
     "InputError": "elbotree.runtime.errors",
+    "Joint": "elbotree.runtime.joint",
     "Kernels": "elbotree.codegen",
     "Laplace": "elbotree.runtime.priors",
     "Layer": "elbotree.runtime.models",
@@ -68,6 +71,7 @@ _HOMES = {
     "Prior": "elbotree.runtime.priors",
     "Problem": "elbotree.runtime.models",
     "SpikeSlab": "elbotree.runtime.priors",
+    "TailProbability": "elbotree.runtime.tails",
     "Term": "elbotree.runtime.values",
     "ToleranceError": "elbotree.runtime.errors",
     "Uniform": "elbotree.runtime.priors",
@@ -81,10 +85,12 @@ _HOMES = {
     "generate": "elbotree.codegen",
     "gradient": "elbotree.evaluation",
     "input_from_sae": "elbotree.runtime.input_models",
+    "joint": "elbotree.runtime.joint",
     "load": "elbotree.fitting",
     "plan_network": "elbotree.runtime.networks",
     "register_family": "elbotree.registration",
     "register_psi": "elbotree.registration",
+    "vae_from_sae": "elbotree.sae",
     "write_report": "elbotree.report",
 }
 
@@ -100,6 +106,7 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "evaluate",
     "gradient",
     "fit",
+    "joint",
     "load",
     "fit_input",
     "input_from_sae",
@@ -107,6 +114,7 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "plan_network",
     "register_family",
     "register_psi",
+    "vae_from_sae",
     "write_report",
     "Bernoulli",
     "Discrete",
@@ -121,8 +129,10 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "Estimate",
     "Fit",
     "Gradient",
+    "Joint",
     "Kernels",
     "LossTree",
+    "TailProbability",
     "Term",
     "Values",
     "Plan",
