@@ -31,7 +31,8 @@ class Kernels:
     gradient    gradient(law, problem) -> {"C": [...], "bias": [...], "B": ..., "offset": ..., "noise_std": ..., ...}
     mean, variance, kl, ...   the integrands' builders
 
-    `kernels["T2"]` is the function of node T2; `kernels.write(path)` saves the text.
+    `kernels["T2"]` is the function of node T2; `kernels.write(path)` saves the text, `kernels.explain()` says what the
+    algebra made of it.
     """
 
     def __init__(self, source: str, families: tuple[str, ...]) -> None:
@@ -63,6 +64,14 @@ class Kernels:
     def __reduce__(self) -> tuple[Callable[..., Kernels], tuple[str, tuple[str, ...]]]:
         # A process that receives kernels generates them anew: no text crosses, so none but our own is ever run.
         return generate, (self.psi.text, self.families)
+
+    def explain(self) -> str:
+        """What putting in psi and the families made of the tree: what was found about psi, and for every leaf its joint
+        law and its operations before and after (`elbotree.derivation.specialise`)."""
+        from elbotree.derivation.specialise import specialise
+        from elbotree.derivation.tree import derive
+
+        return str(specialise(derive(), self.psi.text, self.families))
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Save the module's text, whole or not at all. Raises InputError where the place cannot be written to."""

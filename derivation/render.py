@@ -5,6 +5,9 @@ How a formula looks is `layout`'s (text, LaTeX) and `mathml`'s business; here it
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Callable
+from html import escape
 from typing import TYPE_CHECKING
 
 import sympy
@@ -116,6 +119,77 @@ def proof(tree: LossTree) -> str:
         lines.append(f"{number:3}  {step.rule}:  {step.arrow}")
         lines.append(f"     {step.node} = {text(step.after)}")
     return "\n".join(lines)
+
+
+def proof_text(tree: LossTree) -> str:
+    """The whole proof: the lemmas that the tree rests on, each line of it with rule and precondition, and the errata."""
+    from elbotree.derivation import rules
+    from elbotree.derivation.lemmas import LEMMAS
+
+    parts = ["\n".join(str(item) for item in LEMMAS[:2]), proof(tree)]
+    used = dict.fromkeys(step.rule for step in tree.steps())
+    parts.append("Rules, and when they apply\n" + "\n".join(_rule_lines(getattr(rules, name)) for name in used))
+    notes = [f"  {node.name}, {node.place}: {node.erratum}" for node in tree if node.erratum]
+    parts.append("Where this differs from the paper as printed\n" + "\n".join(notes))
+    return "\n\n".join(parts)
+
+
+def _rule_lines(rule: Callable[[Expr], Expr]) -> str:
+    """A rule's name and arrow, and below them its precondition, from its docstring."""
+    arrow, _, rest = (rule.__doc__ or "").partition("\n")
+    wrapped = textwrap.wrap(" ".join(rest.split()), 108, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join([f"  {rule.__name__}:  {arrow.strip()}", *wrapped])
+
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+math { font-size: 1.1em; overflow-x: auto; display: block; text-align: left; margin: .4rem 0; }
+section { border-top: 1px solid #8886; padding: .6rem 0; }
+code { font-size: .92em; } .place { opacity: .75; } li { margin: .5rem 0; }
+"""
+
+
+def proof_html(tree: LossTree) -> str:
+    """The proof as one self-contained page with MathML: lemmas, then every node with its lines, joint law and cost."""
+    from elbotree.derivation import mathml
+    from elbotree.derivation.lemmas import LEMMAS
+
+    body = ["<h1>The loss, derived</h1>", f"<p>{escape(LEGEND)}</p>", "<section><h2>Lemmas</h2><ul>"]
+    for item in LEMMAS:
+        note = f'<br><span class="place">Errata: {escape(item.erratum)}</span>' if item.erratum else ""
+        body.append(f"<li><b>{escape(item.name)}.</b> {escape(item.statement)}{note}</li>")
+    body.append("</ul></section>")
+    for node in tree:
+        body += [
+            f'<section id="{node.name}"><h2>{node.name} <small class="place">{escape(node.place)}</small></h2>',
+            mathml.to_mathml(node.expression, node.name),
+        ]
+        if node.children:
+            links = " + ".join(f'<a href="#{child}">{child}</a>' for child in node.children)
+            by = "" if node.factor == 1 else f", times {escape(text(node.factor))}"
+            body.append(f"<p>{node.name} is the sum of its children {links}{by}.</p>")
+        if node.erratum:
+            body.append(f'<p class="place">Errata: {escape(node.erratum)}</p>')
+        law, cost = escape(law_text(node.law)), escape(_plain(node.cost))
+        body.append(f"<p>Joint law {law}. Cost {cost}, N bins or modes in each dimension.</p>")
+        steps = [step for step in tree.steps() if step.node == node.name]
+        if steps:
+            lines = "".join(
+                f"<li><code>{escape(step.rule)}</code> {escape(step.arrow)}{mathml.to_mathml(step.after)}</li>"
+                for step in steps
+            )
+            body.append(f"<ol>{lines}</ol>")
+        body.append("</section>")
+    body.append("<section><h2>Gradient</h2>")
+    for part in tree.gradient:
+        head = f"<h3>{escape(part.name)} <small>{escape(part.meaning)}</small></h3>"
+        body.append(head + mathml.to_mathml(part.expression))
+    body.append("</section>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>The loss, derived</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
 
 
 def _name_latex(name: str) -> str:

@@ -326,10 +326,16 @@ class LossTree:
         return render.describe(self, self[name])
 
     def proof_text(self) -> str:
-        """The proof line by line, as text."""
+        """The proof line by line, with its lemmas, the rules' preconditions and the errata, as text."""
         from elbotree.derivation import render
 
-        return render.proof(self)
+        return render.proof_text(self)
+
+    def proof_html(self) -> str:
+        """The proof as one self-contained page with MathML."""
+        from elbotree.derivation import render
+
+        return render.proof_html(self)
 
     def to_latex(self, name: str | None = None) -> str:
         """LaTeX of one node's equation, or of all in an `align*`."""
