@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,9 @@ from elbotree.runtime.arguments import finite_number, read_only_array, shortened
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.prior_base import nearest
 from elbotree.runtime.priors import Prior
+
+if TYPE_CHECKING:
+    from elbotree.runtime.joint import Joint
 
 Array = NDArray[np.float64]
 
@@ -176,6 +179,12 @@ class FeatureModel:
         for j, prior in enumerate(self.priors):
             z[:, j] = prior.sample(rng, N)
         return np.asarray(z @ self.B.T + self.offset + self.noise_std * rng.standard_normal((N, self.n)))
+
+    def marginal(self, v: ArrayLike) -> Joint:
+        """The law of <v, x>, v (n,), or of V x, V (t, n) with t <= 3: density, quantiles, tails (Lemma 3.4)."""
+        from elbotree.runtime.joint import marginal  # it imports this module
+
+        return marginal(self, v)
 
 
 # -- posteriors and the rules of their families -----------------------------------------------------------------------
