@@ -26,6 +26,7 @@ from elbotree.runtime.tilted_sources import TiltedSources, log_sinhc, powers
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
+LEAST_TOL = 5e-13  # what a part of a sum is asked for at least
 _BLOCK = 4096
 _MAX_NODES = 3_000_000
 _OFFSETS = np.array([0.03, 0.1, 0.2, 0.4, 0.7, 1.2, 2.0, 3.0, 4.5, 6.5, 9.0, 13.0])
@@ -183,13 +184,14 @@ def _difference(law: SourceSum, boxes: list[Window], a: int, tol: float) -> Tail
     zero = np.zeros(())
     whole = TailProbability.from_logs(zero, {"rounding": zero}, 0, tol)
     if rest:
-        whole = _box(_part(law, rest), [boxes[b] for b in rest], 0.2 * tol)
+        whole = _box(_part(law, rest), [boxes[b] for b in rest], max(0.3 * tol, LEAST_TOL))
     flipped = np.eye(len(boxes))
     flipped[a, a] = -1.0
     mirrored = [Window(-w.low, math.inf) if b == a else w for b, w in enumerate(boxes)]
     other = law.mapped(flipped, np.zeros(len(boxes)))
-    _, _, bound = _chernoff(other, mirrored)
-    part = _box(other, mirrored, min(0.05, 0.2 * tol * math.exp(min(max(float(whole.log_value) - bound, 0.0), 600.0))))
+    _, estimate, _ = _chernoff(other, mirrored)
+    slack = math.exp(min(max(float(whole.log_value) - estimate, 0.0), 600.0))
+    part = _box(other, mirrored, min(0.05, max(0.3 * tol, LEAST_TOL) * slack))
     share = math.exp(float(part.log_value) - float(whole.log_value))
     if share > 0.9:
         raise ToleranceError(
@@ -199,18 +201,35 @@ def _difference(law: SourceSum, boxes: list[Window], a: int, tol: float) -> Tail
     zero = np.zeros(())
     bounds = {n: (whole.bound.get(n, zero) + share * part.bound.get(n, zero)) / (1 - share) for n in sorted(names)}
     log_value = np.asarray(whole.log_value + math.log1p(-share))
-    return TailProbability.from_logs(log_value, bounds, whole.nodes + part.nodes, tol)
+    out = TailProbability.from_logs(log_value, bounds, whole.nodes + part.nodes, tol)
+    if not out.relative_error <= tol:
+        raise ToleranceError(
+            f"a box's probability was reached to a relative error of {out.relative_error:.2g}, above tol = {tol:g}; loosen tol"
+        )
+    return out
 
 
-def saddle(law: SourceSum, boxes: Sequence[Window]) -> tuple[Array, float, Array]:
+def saddle(law: SourceSum, boxes: Sequence[Window], start: Array | None = None) -> tuple[Array, float, Array]:
     """The c that minimises K(c) + sum_a log What_a(c_a), a convex function; its value and Hessian there."""
     d = len(boxes)
+    if start is not None:
+        warm = _objective(law, boxes, start)
+        if math.isfinite(warm[0]):
+            return _newton(law, boxes, start, warm)
     variance = np.diag(law.cumulants(np.zeros(d))[2])
     c = np.array([1 / math.sqrt(v) if w.half_line else 0.0 for v, w in zip(variance, boxes, strict=True)])
     value, gradient, hessian = _objective(law, boxes, c)
     while not math.isfinite(value):
         c *= 0.5
         value, gradient, hessian = _objective(law, boxes, c)
+    return _newton(law, boxes, c, (value, gradient, hessian))
+
+
+def _newton(
+    law: SourceSum, boxes: Sequence[Window], c: Array, found: tuple[float, Array, Array]
+) -> tuple[Array, float, Array]:
+    """Damped Newton steps until the decrement says that the minimum is near (the contour needs no more)."""
+    value, gradient, hessian = found
     for _ in range(300):
         step = -np.linalg.solve(hessian, gradient)
         decrement = -float(gradient @ step)
@@ -425,4 +444,3 @@ class _BlockOfPhases:
             out = factor if out is None else out * factor
         assert out is not None
         return out
-

@@ -6,7 +6,6 @@ contours of `tails` (one read-out) and `boxes` (several) integrate over; nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import factorial
 
@@ -117,7 +116,7 @@ class SourceSum:
     def log_mgf(self, c: Array) -> Array:
         """log E e^{<c, S - shift>} for c (d, G), (G,); +inf outside the domain."""
         s = np.tensordot(self.loadings, c, axes=(0, 0))
-        low, high = self.sources.domain()
+        low, high = self.sources.domain
         inside = ((s > low[:, None]) & (s < high[:, None])).all(axis=0)
         kappa = self.sources.log_mgf(np.where(inside, s, 0.0)).sum(axis=0)
         return np.where(inside, kappa + 0.5 * np.einsum("dg,de,eg->g", c, self.noise, c), np.inf)
@@ -125,7 +124,7 @@ class SourceSum:
     def cumulants(self, c: Array) -> tuple[float, Array, Array]:
         """The same at one c (d,), with its gradient (d,) and Hessian (d, d); inf where c is outside the domain."""
         s = c @ self.loadings
-        low, high = self.sources.domain()
+        low, high = self.sources.domain
         if not ((s > low) & (s < high)).all():
             return np.inf, np.zeros(len(c)), np.eye(len(c))
         k0, k1, k2, _ = self.sources.cumulants(s)

@@ -64,7 +64,7 @@ class TailProbability:
     @staticmethod
     def from_logs(log_value: Array, bound: dict[str, Array], nodes: int, tol: float) -> TailProbability:
         """From log P and the relative errors by source."""
-        relative = np.asarray(sum(bound.values()))
+        relative, log_value = np.asarray(sum(bound.values()))[()], np.asarray(log_value)[()]
         value = np.exp(log_value)
         return TailProbability(value, log_value, value * relative, relative, bound, nodes, tol)
 
@@ -74,9 +74,9 @@ class TailProbability:
         scale = self.value / value
         bound = {name: part * scale for name, part in self.bound.items()}
         bound["rounding"] = bound.get("rounding", np.zeros(())) + EPS
-        relative = np.asarray(sum(bound.values()))
+        relative = np.asarray(sum(bound.values()))[()]
         return TailProbability(
-            value, np.asarray(np.log1p(-self.value)), value * relative, relative, bound, self.nodes, self.tol
+            value, np.log1p(-self.value), value * relative, relative, bound, self.nodes, self.tol
         )
 
 
@@ -158,7 +158,7 @@ class Line:
     @cached_property
     def domain(self) -> tuple[float, float]:
         """The open interval of s on which K is finite."""
-        low, high = self.sources.domain()
+        low, high = self.sources.domain
         with np.errstate(divide="ignore", invalid="ignore"):
             ends = np.stack([low / self.d, high / self.d])[:, self.d != 0]
         if not ends.size:
@@ -232,6 +232,12 @@ class Line:
         c = float(np.interp(x, t.K1[first:] - 1 / s, s))
         return c, float(np.interp(c, s, t.K2[first:]))
 
+    def chernoff_quantile(self, log_epsilon: float) -> float:
+        """q with P(S > q) <= e^log_epsilon, by the best Chernoff bound in the table."""
+        t = self._table
+        right = t.s > 0
+        return self.shift + float(((t.K[right] - log_epsilon) / t.s[right]).min())
+
     # ------------------------------------------------------------------ the contour
 
     def contour(self, x0: float, x1: float, tol: float, power: int, deeper: float = 0.0) -> Contour:
@@ -292,7 +298,7 @@ class Line:
         """
         sigma = math.sqrt(self.variance)
         T = math.sqrt(2 * max(1.0, -target - (0 if power else math.log(sigma)))) / sigma
-        if T <= short:  # not worth asking the sources
+        if short >= T:  # not worth asking the sources
             u = 0.5 * self.variance * T * T
             return T, float(exp1(u) / (2 * math.pi) if power else erfc(math.sqrt(u)) / (sigma * math.sqrt(2 * math.pi)))
         tries = T * np.array([0.08, 0.16, 0.25, 0.35, 0.5, 0.7, 1.0, 1.2])

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from elbotree.runtime.boxes import Window, box_estimate, box_probability, lattice, saddle
+from elbotree.runtime.boxes import LEAST_TOL, Window, box_estimate, box_probability, lattice, saddle
 from elbotree.runtime.errors import ToleranceError, UnsupportedError
 from elbotree.runtime.models import Layer
 from elbotree.runtime.psi_transform import finite_psi
 from elbotree.runtime.quadrature import gauss_legendre
 from elbotree.runtime.source_sums import Inputs, SourceSum
-from elbotree.runtime.tails import EPS, TailProbability
+from elbotree.runtime.tails import EPS, Line, TailProbability
 
 Array = NDArray[np.float64]
 Windows = Sequence[tuple[float, float]]
@@ -154,9 +154,7 @@ def _multiple(law: SourceSum) -> tuple[float | None, float]:
     return rho, float(law.shift[0] - rho * law.shift[1])
 
 
-def _reduced(
-    law: SourceSum, windows: list[tuple[float, float]]
-) -> tuple[SourceSum, list[tuple[float, float]]] | None:
+def _reduced(law: SourceSum, windows: list[tuple[float, float]]) -> tuple[SourceSum, list[tuple[float, float]]] | None:
     """A box whose read-outs that are multiples of b (the last) or constants have become limits on b; None when empty.
 
     With psi piecewise linear and v near u these are common: <v, f> may even be constant on a piece.
@@ -190,9 +188,7 @@ def _reduced(
     return law.mapped(np.eye(law.dimension)[rows], np.zeros(len(rows))), [*(windows[a] for a in keep), (low, high)]
 
 
-def _sum_of_boxes(
-    boxes: Sequence[tuple[SourceSum, list[tuple[float, float]]]], tol: float
-) -> TailProbability:
+def _sum_of_boxes(boxes: Sequence[tuple[SourceSum, list[tuple[float, float]]]], tol: float) -> TailProbability:
     """The sum of disjoint boxes, the largest first; each to the tolerance that the sum needs, or left out and bounded."""
     zero = np.zeros(())
     if not boxes:
@@ -206,7 +202,7 @@ def _sum_of_boxes(
             left_out = float(np.logaddexp(left_out, bound))
             continue
         share = tol if not done else tol * math.exp(min(max(total - bound, 0.0), 600.0))
-        done.append(box_probability(law, windows, min(0.4 * share, 0.05)))
+        done.append(box_probability(law, windows, min(max(0.4 * share, LEAST_TOL), 0.05)))
     logs = np.array([float(p.log_value) for p in done])
     log_value = float(np.logaddexp.reduce(logs))
     bounds: dict[str, Array] = {}
@@ -216,7 +212,9 @@ def _sum_of_boxes(
     bounds["truncation"] = bounds.get("truncation", zero) + math.exp(left_out - log_value)
     out = TailProbability.from_logs(np.asarray(log_value), bounds, sum(p.nodes for p in done), tol)
     if not out.relative_error <= tol:
-        raise ToleranceError(f"the pieces of psi add up to a relative error of {out.relative_error:.2g}, above tol = {tol:g}")
+        raise ToleranceError(
+            f"the pieces of psi add up to a relative error of {out.relative_error:.2g}, above tol = {tol:g}"
+        )
     return out
 
 
@@ -229,7 +227,11 @@ class _Panels:
         self.tol = tol
         self.psi = read.layer.activation
         law = read.law()
-        self.keep = [a for a, (low, high) in enumerate(windows) if high - low < math.inf or abs(low) < math.inf or high < math.inf]
+        self.keep = [
+            a
+            for a, (low, high) in enumerate(windows)
+            if high - low < math.inf or abs(low) < math.inf or high < math.inf
+        ]
         rows = np.zeros((len(self.keep) + 1, law.dimension))
         for i, a in enumerate(self.keep):
             rows[i, a] = signs[a]
@@ -247,6 +249,8 @@ class _Panels:
             )
         self.width = 2.5 / math.sqrt(float(precision[-1, -1]))
         self.estimates: dict[float, float] = {}
+        self.saddle: Array | None = None  # the last one found, a good start for the next
+        self.marginal = Line.of(law.mapped(np.eye(law.dimension)[[-1]], np.zeros(1)))
 
     def boxes(self, b: float) -> list[Window]:
         """The windows of (V y - shift, b - shift) at a value of b."""
@@ -257,7 +261,7 @@ class _Panels:
     def estimate(self, b: float) -> float:
         """log of the saddle-point estimate of the integrand at b."""
         if b not in self.estimates:
-            _, value, hessian = saddle(self.law, self.boxes(b))
+            self.saddle, value, hessian = saddle(self.law, self.boxes(b), self.saddle)
             self.estimates[b] = value - 0.5 * float(np.linalg.slogdet(2 * math.pi * hessian)[1])
         return self.estimates[b]
 
@@ -279,7 +283,9 @@ class _Panels:
         out: list[tuple[float, float]] = []
         for direction in (-1.0, 1.0):
             at, ends = float(scan[peak]), []
-            beyond = [float(x) for x, v in zip(scan, values, strict=True) if v > best + cut and direction * (x - at) > 0]
+            beyond = [
+                float(x) for x, v in zip(scan, values, strict=True) if v > best + cut and direction * (x - at) > 0
+            ]
             last = max(beyond, key=lambda x: direction * x, default=at)
             while direction * (last - at) >= 0 or self.estimate(at) > best + cut:
                 nearest = [x for x in breaks if direction * (x - at) > 1e-12 * (1 + abs(at))]
@@ -291,14 +297,15 @@ class _Panels:
                 at = step
                 best = max(best, self.estimate(at))
                 if len(ends) > _MAX_PANELS:
-                    raise ToleranceError("the integral over b does not end within 3,000 panels; raise noise_std or loosen tol")
+                    raise ToleranceError(
+                        "the integral over b does not end within 3,000 panels; raise noise_std or loosen tol"
+                    )
             out += ends
         return out
 
     def probability(self) -> TailProbability:
         todo = self._found()
-        sizes = {panel: max(self.estimate(x) for x in (panel[0], 0.5 * sum(panel), panel[1])) for panel in todo}
-        whole = float(np.logaddexp.reduce([sizes[p] + math.log(p[1] - p[0]) for p in todo]))
+        whole = float(np.logaddexp.reduce([self.estimate(0.5 * (a + b)) + math.log(b - a) for a, b in todo]))
         for _ in range(3):
             logs, errors, roundings, nodes = self._integrate(list(todo), whole)
             total = float(np.logaddexp.reduce(logs))
@@ -333,52 +340,87 @@ class _Panels:
             nodes += used
             half = 0.5 * (b - a)
             _, w = gauss_legendre(_NODES)
-            unresolved = half * float(np.abs(_last_coefficients(values)).max())
-            if math.log(max(unresolved, 1e-300)) + log_scale > floor + math.log(5.0) and b - a > 1e-3 * self.width:
+            unresolved, noisy = half * float(np.abs(_last_coefficients(values)).max()), 2 * half * noise
+            # a series that rounding keeps from dying out is not helped by halving, a contour that loses digits is
+            rough = unresolved > 10 * noisy and math.log(unresolved + 1e-300) + log_scale > floor + math.log(5.0)
+            lossy = math.log(noisy + 1e-300) + log_scale > floor + math.log(15.0)
+            leaky = alias + math.log(2 * half) > floor + 1.5  # the panel's ends need much more than its middle
+            if (rough or lossy or leaky) and b - a > self.width / 40:
                 middle = 0.5 * (a + b)
                 todo += [(a, middle), (middle, b)]
-                if nodes > 3e8:
+                if nodes > 1e8:
                     raise ToleranceError("the integral over b needs too many panels; loosen tol or raise noise_std")
                 continue
             logs.append(log_scale + math.log(max(half * float(w @ values), 1e-300)))
             errors.append(float(np.logaddexp(log_scale + math.log(unresolved + 1e-300), alias + math.log(2 * half))))
-            roundings.append(log_scale + math.log(2 * half * noise + 1e-300))
+            roundings.append(log_scale + math.log(noisy + 1e-300))
         return logs, errors, roundings, nodes
 
     def _panel(self, a: float, b: float, floor: float) -> tuple[float, Array, float, float, int]:
-        """The integrand at Gauss-Legendre nodes on one contour: (log scale, values, log alias, rounding, nodes)."""
+        """The integrand at Gauss-Legendre nodes: (log scale, values, log of the other errors, rounding, nodes).
+
+        One read-out whose half line does not bind is taken as the density of b minus the rest.
+        """
         x, _ = gauss_legendre(_NODES)
         at = 0.5 * (a + b) + 0.5 * (b - a) * x
+        target = floor - math.log(b - a) - 2.0
         middle = self.boxes(0.5 * (a + b))
-        c, _, _ = saddle(self.law, middle)
-        made, aliases = lattice(self.law, middle, c, floor - math.log(b - a) - 2.0)
-        psi = finite_psi(self.psi, at)
+        if len(middle) != 2 or not middle[0].half_line or not self._loose(middle):
+            return self._on_contour(at, 1.0, target)
+        log_density, relative, _ = self.marginal.curve(at, 1e-2 * self.tol, 0)
+        scale, values, alias, noise, used = self._on_contour(at, -1.0, target)
+        top = float(log_density.max())
+        share = math.exp(min(scale - top, 300.0))
+        noise = share * noise + float(relative.max())
+        return top, np.exp(log_density - top) - share * values, alias, noise, used
+
+    def _loose(self, middle: list[Window]) -> bool:
+        """Whether <v, y> given b, tilted to where b is, lies above the half line's end."""
+        only_b = self.law.mapped(np.eye(2)[[1]], np.zeros(1))
+        c, _, _ = saddle(only_b, middle[1:])
+        _, mean, hessian = self.law.cumulants(np.array([0.0, c[0]]))
+        return middle[0].low < mean[0] - 0.5 * math.sqrt(hessian[0, 0])
+
+    def _on_contour(self, at: Array, sign: float, target: float) -> tuple[float, Array, float, float, int]:
+        """The integrand at b = `at` on one contour; sign -1 takes the other side of the half line."""
+        law, kappa, windows = self.law, self.kappa, self.windows
+        if sign < 0:
+            law = law.mapped(np.diag([-1.0, 1.0]), np.zeros(2))
+            kappa, windows = -kappa, [Window(-windows[0].low, math.inf)]
+        psi = finite_psi(self.psi, np.append(at, 0.5 * (at[0] + at[-1])))
+        boxes = [
+            [
+                *(w.moved(-float(s)) for w, s in zip(windows, law.shift[:-1] + kappa * value, strict=True)),
+                Window(b - float(law.shift[-1]), b - float(law.shift[-1])),
+            ]
+            for b, value in zip([*at, 0.5 * (at[0] + at[-1])], psi, strict=True)
+        ]
+        middle = boxes.pop()
+        c, _, _ = saddle(law, middle, None if sign < 0 else self.saddle)
+        made, aliases = lattice(law, middle, c, target)
         base = made.phi * made.weights * made.cell
-        scale = made.level + sum(float(w.log_edge(np.array(v))) for w, v in zip(middle, c, strict=True))
-        values, noise, drift = np.empty(len(at)), 0.0, 0.0
         y = made.y
-        for j, b_j in enumerate(at):
-            shifts = self.law.shift[:-1] + self.kappa * psi[j]
-            boxes = [w.moved(-float(s)) for w, s in zip(self.windows, shifts, strict=True)]
-            point = float(b_j - self.law.shift[-1])
-            boxes.append(Window(point, point))
+        scale = made.level + _edges(middle, c)
+        values, noise, drift = np.empty(len(at)), 0.0, 0.0
+        for j, ready in enumerate(boxes):
             factor = base
-            log_edge = made.level
-            for w, v, axis, n in zip(boxes, c, y, made.k, strict=True):
+            for w, v, axis, n in zip(ready, c, y, made.k, strict=True):
                 factor = factor * _on_lattice(w, float(v), axis, n)
-                log_edge += float(w.log_edge(np.array(v)))
-            lift = math.exp(min(log_edge - scale, 300.0))
+            above = made.level + _edges(ready, c) - scale
+            lift = math.exp(min(max(above, -700.0), 300.0))
             values[j] = factor.real.sum() * lift
-            reach = np.array([max(abs(w.low), 0.0 if w.half_line else abs(w.high)) for w in boxes]) + made.turns
-            size = np.abs(factor)
-            noise = max(noise, EPS * lift * float(size @ (16 + 2 * self.law.loadings.shape[1] ** 0.5 + reach @ np.abs(y))))
+            reach = np.array([max(abs(w.low), 0.0 if w.half_line else abs(w.high)) for w in ready]) + made.turns
+            turns = 16 + 2 * law.loadings.shape[1] ** 0.5 + reach @ np.abs(y)
+            noise = max(noise, EPS * lift * float(np.abs(factor) @ turns))
             noise = max(noise, EPS * abs(values[j]) * (made.kappa + float(np.abs(c) @ reach)))
-            drift = max(drift, log_edge - scale)
-        truncated = made.truncation * math.exp(
-            sum(w.log_transform(float(v))[0] - float(w.log_edge(np.array(v))) for w, v in zip(middle, c, strict=True))
-        )
-        alias = float(np.logaddexp.reduce([*aliases, scale + math.log(truncated + 1e-300)])) + drift
-        return scale, values, alias, noise, y.shape[1]
+            drift = max(drift, above)
+        widths = sum(w.log_transform(float(v))[0] for w, v in zip(middle, c, strict=True)) - _edges(middle, c)
+        truncation = scale + math.log(made.truncation + 1e-300) + widths
+        return scale, values, float(np.logaddexp.reduce([*aliases, truncation])) + drift, noise, y.shape[1]
+
+
+def _edges(boxes: Sequence[Window], c: Array) -> float:
+    return sum(float(w.log_edge(np.array(v))) for w, v in zip(boxes, c, strict=True))
 
 
 def _on_lattice(window: Window, c: float, y: Array, k: NDArray[np.int64]) -> NDArray[np.complex128]:

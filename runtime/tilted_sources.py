@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -374,6 +375,7 @@ class Sources:
             blocks.append(Block(np.array(members, dtype=np.intp), np.log(weights), tuple(parts)))
         return Sources(len(flat), blocks)
 
+    @cached_property
     def domain(self) -> tuple[Array, Array]:
         """The open interval of s on which E e^{s alpha_i} is finite, (m,) each."""
         low, high = np.full(self.count, -np.inf), np.full(self.count, np.inf)
