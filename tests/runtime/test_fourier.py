@@ -20,16 +20,17 @@ MEANS, MASSES = np.array([-1.3, 0.2, 2.4]), np.array([0.5, 0.4, 0.1])
 GS: dict[str, Function] = {
     "logistic": expit,
     "steep": lambda c: expit(12 * c),
+    "sharp": lambda c: expit(80 * c - 15),  # 256 samples are too few: aliases of its coefficients would show
     "softplus squared": lambda c: np.logaddexp(0, c) ** 2,
     "kl": lambda c: c * expit(c) - np.logaddexp(0, c) + 0.3,
     "wave": lambda c: np.cos(3 * c),
 }
 
 
-def by_hermite(g: Function, sigma: float) -> float:
-    """E g(c) for c ~ sum_k MASSES[k] N(MEANS[k], sigma^2), 400 Gauss-Hermite nodes."""
-    x, w = roots_hermitenorm(400)
-    return float(MASSES @ (g(MEANS[:, None] + sigma * x) @ w)) / np.sqrt(2 * np.pi)
+def by_sum(g: Function, sigma: float) -> float:
+    """E g(c) for c ~ sum_k MASSES[k] N(MEANS[k], sigma^2), by the trapezoidal rule at a five-hundredth of sigma."""
+    x = np.arange(-4600, 4601) / 500
+    return float(MASSES @ (g(MEANS[:, None] + sigma * x) @ np.exp(-0.5 * x**2))) / (500 * np.sqrt(2 * np.pi))
 
 
 def by_series(s: Series, period: Period, sigma: float) -> float:
@@ -50,7 +51,7 @@ def test_dropped_covers_what_the_cut_leaves_out(g: Function, tol: float, pad: fl
     sigma = 0.4
     period = Period(*range_of(sigma), pad)
     made = Spectrum(g, period, tol).cut(sigma, tol)
-    assert abs(by_series(made, period, sigma) - by_hermite(g, sigma)) <= made.dropped + 0.2 * tol + 1e-13
+    assert abs(by_series(made, period, sigma) - by_sum(g, sigma)) <= made.dropped + 0.2 * tol + 1e-13
     assert made.dropped <= tol
 
 

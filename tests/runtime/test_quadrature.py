@@ -37,6 +37,7 @@ def test_panels_end_at_breaks() -> None:
     assert w @ np.abs(b - 1 / 3) == pytest.approx((1 / 9 + 4 / 9) / 2, abs=1e-15)
     assert w @ (b > 0.5) == pytest.approx(0.5, abs=1e-15)
     assert w.sum() == pytest.approx(1.0, abs=1e-14)
+    assert len(b) <= 3 * 14  # three panels, none of them halved
 
 
 def test_panels_are_halved_where_a_function_turns_fast() -> None:
