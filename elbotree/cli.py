@@ -151,7 +151,7 @@ def kernels(psi: str, families: tuple[str, ...], out: Path | None, explain: bool
         for line in differences:
             _print(line)
         if differences:
-            raise _Mistake(f"{checked} differs from what this version generates; write it again with --out", 1)
+            raise _Mistake(f"{checked} differs from what this version generates; write it again with --out")
         _note(f"{checked} matches")
         return
     names = [name.strip() for group in families for name in group.split(",") if name.strip()]
@@ -248,6 +248,83 @@ def sample(source: Path, count: int, which: str | None, seed: int) -> None:
     if which == "output":
         rows = problem.layer(rows)
     np.savetxt(sys.stdout, rows, delimiter=",", fmt="%.17g")
+
+
+@main.command()
+@click.argument("source", type=_PATH)
+@click.option("--row", required=True, metavar="V", help="The read-out v of P(<v, x> > x0), comma-separated.")
+@click.option("--above", required=True, metavar="X0", help="One threshold, or several, comma-separated.")
+@click.option(
+    "--of",
+    "which",
+    type=click.Choice(["input", "output", "model"]),
+    help="The input model, the layer's output, or the model of it.  [default: model for a folder, output for a problem]",
+)
+@click.option("--tol", type=float, default=1e-10, show_default=True, help="Error allowed, relative to the probability.")
+@_FORMAT
+def tail(source: Path, row: str, above: str, which: str | None, tol: float, style: str) -> None:
+    """Probability that a read-out exceeds a threshold, to relative accuracy however rare the event.
+
+    SOURCE is a fit's folder or a problem's JSON file.
+
+    \b
+    elbotree tail problem.json --row 1,0,0 --above 2.5
+    elbotree tail fitted --row=0.5,-1 --above 3,4,5 --tol 1e-8 --format json
+    """
+    import elbotree
+    from elbotree.fitting import load_problem
+
+    problem = load_problem(source)
+    v, points = _numbers(row, "--row"), _numbers(above, "--above")
+    which = which or ("model" if source.is_dir() else "output")
+    if which == "output":
+        law = elbotree.joint(problem.layer, problem.input, v)
+    else:
+        law = (problem.model if which == "model" else problem.input).marginal(v)
+    found = law.tail(points, tol=tol)
+    columns = {
+        "x": points,
+        "p": found.value.tolist(),
+        "error": found.error.tolist(),
+        "log_p": found.log_value.tolist(),
+        "relative_error": found.relative_error.tolist(),
+    }
+    if style == "json":
+        _print(json.dumps({"of": which, "row": v, "tol": tol, "tails": columns}))
+        return
+    _print(f"{'x':>12} {'P(> x)':>24} {'error':>9} {'log P':>22}")
+    for x, p, error, log_p in zip(*(columns[name] for name in ("x", "p", "error", "log_p")), strict=True):
+        _print(f"{x:12.6g} {p:24.16g} {error:9.1e} {log_p:22.14g}")
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    """Comma-separated numbers of an option, or a mistake that says which is none."""
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(float(part))
+        except ValueError:
+            raise _Mistake(
+                f"{option} holds {part.strip()!r}, which is not a number; give numbers like 1,0,-0.5"
+            ) from None
+    return found
+
+
+@main.command(name="compile")
+@click.argument("network", type=_PATH)
+@_FORMAT
+def compile_(network: Path, style: str) -> None:
+    """Plan a network as a chain of layers of the paper's form: widths, steps, estimated cost.
+
+    NETWORK is an ONNX file (needs the extra `onnx`).
+
+    \b
+    elbotree compile network.onnx
+    """
+    import elbotree
+
+    plan = elbotree.plan_network(network)
+    _print(json.dumps(plan.to_dict()) if style == "json" else str(plan))
 
 
 @main.command()
