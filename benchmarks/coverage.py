@@ -29,7 +29,6 @@ import elbotree as et
 from elbotree.codegen import generate
 from elbotree.runtime.errors import ElbotreeError, ToleranceError
 from elbotree.runtime.spectral import SpectralExpectations
-from elbotree.runtime.training import leaf_tolerance
 from elbotree.runtime.values import NAMES, Values
 from tests.reference import oracle
 
@@ -243,8 +242,7 @@ def evaluate(spec: Spec, psi: str, tol: float) -> Values:
     problem = et.Problem.from_dict(spec)
     kernels = generate(psi, FAMILIES)
     start = time.perf_counter()
-    engine = SpectralExpectations(problem.layer, problem.input, problem.encoder, tol=leaf_tolerance(tol, problem))
-    estimates = kernels.evaluate(engine, problem)
+    estimates = kernels.evaluate(SpectralExpectations.for_problem(problem, tol), problem)
     return Values.of(estimates, tol=tol, seconds=time.perf_counter() - start)
 
 
