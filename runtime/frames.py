@@ -132,6 +132,17 @@ class Frame:
         nonlinear = np.multiply.outer(a * X[1] + o * X[2] + Y[1] @ v, w)
         return np.asarray(constant + nonlinear + a * Y[0] + o * Y[1] + Z)
 
+    def make(self, vectors: bool) -> None:
+        """Walk the lattice now: for X, or for X and Y at once."""
+        if vectors:
+            self.f  # noqa: B018
+        else:
+            self.X  # noqa: B018
+
+    def made(self, vectors: bool) -> bool:
+        """Whether `make` has nothing left to do."""
+        return ("f" if vectors else "X") in self.__dict__
+
     @property
     def bytes(self) -> int:
         """Memory that the sums made so far take."""

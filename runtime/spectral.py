@@ -14,7 +14,9 @@ vector form Y, so that E[g f] costs no more dimensions; ranges come from Chernof
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,7 @@ from elbotree.runtime.output_law import OutputLaw
 Array = NDArray[np.float64]
 
 _COMPILE_FROM = 600  # pairs times sources (twice over): n = 8 is below, n = 9 above
+_AT_ONCE = 64  # pairs whose lattices are walked together, in threads
 _KEPT_BYTES = 1 << 30  # frames of pairs are kept for the next expectation on the same pair up to this much memory
 
 
@@ -41,6 +44,7 @@ class SpectralExpectations:
         tol: absolute error that each weighted sum asked of the engine should keep below (the `error` of what it
             returns says what was reached)
         pair_tol: the same for sums over pairs of features, where nearly all time goes; left out, it is tol
+        threads: how many threads walk lattices; left out, as many as there are processors
         gradient_tol: the same for the sums that carry F = (f, 1); given, gradients will be asked for, and the sums of a
             pair are made for value and gradient at once. Left out, it is tol
 
@@ -56,6 +60,7 @@ class SpectralExpectations:
         tol: float = 1e-8,
         pair_tol: float | None = None,
         gradient_tol: float | None = None,
+        threads: int | None = None,
     ) -> None:
         self.output = OutputLaw(layer, p1, tol)
         self.encoder, self.tol = encoder, float(tol)
@@ -64,6 +69,7 @@ class SpectralExpectations:
             float(tol if gradient_tol is None else gradient_tol),
             gradient_tol is not None,
         )
+        self._threads = threads or os.cpu_count() or 1
         self.w = layer.w
         # compiled loops pay from about a dozen features on; a rule by size, not by time, gives the same bits every time
         size = len(encoder) ** 2 * len(self.output.lattice_law.priors)
@@ -369,7 +375,8 @@ class SpectralExpectations:
             chosen.ravel()[order[cut:]] = True
             modes = PairModes(P, R, chosen)
             known = (modes, self._frame([a, b], modes.modes()))
-            self._keep(key, known)
+            self._pairs.pop(key, None)  # the newest stand last
+            self._pairs[key] = known
         product *= np.where((np.arange(-P, P + 1)[:, None] == 0) & (np.arange(R + 1)[None, :] == 0), 1.0, 2.0)
         return Term(known[1], product[chosen], tail + float(size[~chosen].sum()))
 
@@ -380,15 +387,6 @@ class SpectralExpectations:
         p, q = np.arange(-P, P + 1)[:, None], np.arange(R + 1)[None, :]
         gauss = np.exp(-0.5 * (Q[0, 0] * p**2 + Q[1, 1] * q**2 + 2 * Q[0, 1] * p * q))
         return np.asarray(gauss * np.where((q > 0) | (p > 0), 2.0, np.where(p == 0, 1.0, 0.0)))
-
-    def _keep(self, key: tuple[int, int], made: tuple[PairModes, Frame]) -> None:
-        """Remember a pair's frame; the oldest are forgotten when all of them take too much memory."""
-        if self._at_once:
-            made[1].f  # noqa: B018  (makes X and Y at once instead of X now and both later)
-        self._pairs.pop(key, None)
-        self._pairs[key] = made
-        while len(self._pairs) > 1 and sum(frame.bytes for _, frame in self._pairs.values()) > _KEPT_BYTES:
-            self._pairs.pop(next(iter(self._pairs)))
 
     def of_cc(self, gs: Sequence[Integrand], hs: Sequence[Integrand], *, weights: Array) -> Estimate:
         """sum_jk weights[j, k] E[g_j(c_j) h_k(c_k)]."""
@@ -412,29 +410,54 @@ class SpectralExpectations:
         linear_h = linear_g if symmetric else [self._polynomial(h, 1) for h in hs]
         rows_g = self._linear_rows(gs, linear_h)
         rows_h = rows_g if symmetric else self._linear_rows(hs, linear_g)
+        waiting: list[tuple[int, int, float, Term]] = []
+
+        def record(j: int, k: int, tol: float, value: float, error: float) -> None:
+            for at in {(j, k), (k, j)} if symmetric else {(j, k)}:
+                values[at], errors[at] = value, error
+            if _both_means(gs[j], hs[k]):
+                self._mean_pairs[gs[j].label, hs[k].label] = (tol, value, error)
+
+        def settle() -> None:
+            self._make([term.frame for _, _, _, term in waiting])
+            for j, k, tol, term in waiting:
+                record(j, k, tol, *term.value())
+            waiting.clear()
+
         for j in range(a):
             for k in range(j if symmetric else 0, b):
                 if importance[j, k] == 0.0:
                     continue
                 g, h = gs[j], hs[k]
                 tol = min(whole / (importance[j, k] * a * b), 0.5)
-                key = (g.label, h.label)
-                both_means = key == (f"s[{g.feature}]", f"s[{h.feature}]")
-                known = self._mean_pairs.get(key) if both_means else None
+                known = self._mean_pairs.get((g.label, h.label)) if _both_means(g, h) else None
                 if known is not None and known[0] <= 1.0001 * tol:
-                    value, error = known[1:]
+                    record(j, k, *known)
                 elif linear_h[k] is not None:
-                    value, error = self._with_linear(rows_g[j], h, linear_h[k])
+                    record(j, k, tol, *self._with_linear(rows_g[j], h, linear_h[k]))
                 elif linear_g[j] is not None:
-                    value, error = self._with_linear(rows_h[k], g, linear_g[j])
+                    record(j, k, tol, *self._with_linear(rows_h[k], g, linear_g[j]))
                 else:
-                    value, error = self._product_term(g, h, tol).value()
-                values[j, k], errors[j, k] = value, error
-                if both_means:
-                    self._mean_pairs[key] = (tol, value, error)
-                if symmetric:
-                    values[k, j], errors[k, j] = value, error
+                    waiting.append((j, k, tol, self._product_term(g, h, tol)))
+                    if len(waiting) == _AT_ONCE:
+                        settle()
+        settle()
         return Estimate(values, errors)
+
+    def _make(self, frames: Sequence[Frame]) -> None:
+        """Walk the lattices of these frames, in threads where the loops are compiled (they hold no lock, and share no
+        sums: the bits do not depend on how many threads there are), and forget old frames that take too much memory."""
+        todo = list({id(frame): frame for frame in frames if not frame.made(self._at_once)}.values())
+        if todo:
+            todo[0].make(self._at_once)  # compiles the loops and fills the tables that the others share
+        if self._compiled and self._threads > 1 and len(todo) > 2:
+            with ThreadPoolExecutor(self._threads) as pool:
+                list(pool.map(lambda frame: frame.make(self._at_once), todo[1:]))
+        else:
+            for frame in todo[1:]:
+                frame.make(self._at_once)
+        while len(self._pairs) > 1 and sum(frame.bytes for _, frame in self._pairs.values()) > _KEPT_BYTES:
+            self._pairs.pop(next(iter(self._pairs)))
 
     def _product_term(self, g: Integrand, h: Integrand, tol: float) -> Term:
         """E[g h] as a term: on the coordinate itself when both are functions of the same one, else on the pair's frame."""
@@ -522,6 +545,11 @@ def _holding(g: Callable[..., Array], which: int, at: float | None) -> Callable[
         return g(*both)
 
     return held
+
+
+def _both_means(g: Integrand, h: Integrand) -> bool:
+    """Whether both are posterior means, which are remembered by their labels."""
+    return g.label == f"s[{g.feature}]" and h.label == f"s[{h.feature}]"
 
 
 def _given(own: float, other: float, cross: float) -> float:
