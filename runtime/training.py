@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from elbotree.runtime.errors import InputError, UnsupportedError
@@ -224,13 +224,24 @@ def best_model(
     spread = np.array([law.of_c_each(list(kernels.variance(j, q))).value.sum() for j, q in enumerate(encoder)])
     pairs = law.moments_ss(means, means, weights=np.ones((len(means), len(means)))).value
     G = pairs - np.outer(s, s) + np.diag(spread)
-    ridge = 1e-12 * max(1e-300, float(np.trace(G))) / max(1, len(G))
-    B = cho_solve(cho_factor(G + ridge * np.eye(len(G))), M.T).T if len(G) else M
+    B = _solved(G, M.T).T if len(G) else M
     covariance = second - np.outer(first, first)
     # |f - B s|^2 + spread at any B, so that the ridge costs nothing
     variance = float(np.trace(covariance) - 2 * np.trace(B.T @ M) + np.trace(B @ G @ B.T)) / len(first)
     priors = [aggregate_prior(law, kernels, j, q) for j, q in enumerate(encoder)]
     return FeatureModel(B, priors, max(float(np.sqrt(max(variance, 0.0))), noise_floor), first - B @ s)
+
+
+def _solved(G: Array, right: Array) -> Array:
+    """G^-1 right with a ridge of 1e-12 of G's scale, more where G's own error has made it indefinite (a feature that a trial
+    step has switched off, say). Any decoder gives a true loss, so that a ridge costs optimality and never honesty."""
+    scale = max(1e-300, float(np.trace(G))) / len(G)
+    for ridge in (1e-12, 1e-9, 1e-6, 1e-3):
+        try:
+            return np.asarray(cho_solve(cho_factor(G + ridge * scale * np.eye(len(G))), right))
+        except LinAlgError:
+            continue
+    return np.asarray(np.linalg.pinv(G, rcond=1e-3, hermitian=True) @ right)
 
 
 # ------------------------------------------------------------------ the optimiser
