@@ -21,6 +21,8 @@ from elbotree.runtime.psi_transform import PsiTransform, finite_psi
 
 Array = NDArray[np.float64]
 
+_B_SHARE = 0.01  # of tol, for each cut in b
+
 
 class OutputLaw:
     """The law of f(x1) for x1 ~ p1, with expectations to an absolute error of about tol.
@@ -64,11 +66,17 @@ class OutputLaw:
     def _psi_at(self, b: Array) -> Array:
         return finite_psi(self._psi, b)
 
+    @property
+    def b_error(self) -> float:
+        """What the range and the frequencies of b leave out of any E g, in units of max |g|: mass on both sides of the
+        range, its aliases, and the Gaussian factor beyond the last frequency."""
+        return 0.0 if self.affine is not None else 6 * _B_SHARE * self.tol
+
     @cached_property
     def _b_range(self) -> tuple[float, float]:
         """Where beta lives: outside, the mass times psi^2 is far below tol."""
         tails = Tails(self.y, self.u)
-        log_epsilon = np.log(self.tol * 1e-4)
+        log_epsilon = np.log(_B_SHARE * self.tol)
         lo = hi = 0.0
         for _ in range(4):
             lo, hi = tails.bounds(log_epsilon)
@@ -80,7 +88,7 @@ class OutputLaw:
                     )
             grid = self._bbar + np.linspace(lo, hi, 129)
             largest = max(1.0, float(np.max(self._psi_at(grid) ** 2)))
-            wanted = np.log(self.tol * 1e-4 / largest)
+            wanted = np.log(_B_SHARE * self.tol / largest)
             if wanted >= log_epsilon - 0.5:
                 break
             log_epsilon = wanted
@@ -96,7 +104,7 @@ class OutputLaw:
             )
         lo, hi = self._b_range
         std = float(np.sqrt(self._var_b))
-        modes = int(np.ceil(np.sqrt(2 * np.log(1e4 / self.tol)) / std * (hi - lo) / (2 * np.pi)))
+        modes = int(np.ceil(np.sqrt(2 * np.log(1 / (_B_SHARE * self.tol))) / std * (hi - lo) / (2 * np.pi)))
         if modes > 20_000:
             raise UnsupportedError(
                 f"b = <y, u> + theta has Gaussian noise {std:.3g} on a range of {hi - lo:.3g}: inverting its law would take "
@@ -123,7 +131,7 @@ class OutputLaw:
         X, Y = self._b_lattice.moments(lambda rows, powers: (F @ values)[None, None, :], 1, 1)
         size = float(np.abs(values).max(initial=0.0))
         rounding = 8 * ROUNDOFF * size * float(self._b_lattice.rounding()[0])
-        return float(X[0, 0].real), Y[0, 0].real, self.tol * 1e-3 * min(size, 1.0) + rounding
+        return float(X[0, 0].real), Y[0, 0].real, self.b_error * max(1.0, size) + rounding
 
     @cached_property
     def f_moments(self) -> tuple[Array, Array, float]:

@@ -221,7 +221,7 @@ class SpectralExpectations:
         if frame is None or len(frame.modes) <= s.P:
             frame = self._frame([axis], np.arange(int(1.3 * s.P) + 1)[:, None])
             self._singles[id(axis)] = frame
-        return Term(frame, s.half(), tail + s.dropped, s.P + 1)
+        return Term(frame, s.half(), tail + s.dropped + self.output.b_error * s.largest, s.P + 1)
 
     def _double_term(self, g: Integrand, tol: float) -> Term:
         coordinates = [self._coordinate(g.feature, r) for r in g.uses]
@@ -235,7 +235,8 @@ class SpectralExpectations:
         V = np.array([c.v for c in coordinates])
         noise = V @ self.output.lattice_law.noise @ V.T
         double = series_2d(g.value, [a.period for a in axes], noise, tol / 4, _name(g))
-        return Term(self._frame(axes, double.modes), double.coefficients, tol / 4 + double.dropped)
+        left_out = tol / 4 + double.dropped + self.output.b_error * largest
+        return Term(self._frame(axes, double.modes), double.coefficients, left_out)
 
     def of_c_each(self, gs: Sequence[Integrand], *, weights: Array | None = None) -> Estimate:
         """E[g_i(c)] for each i, (len,); weights only say how much each error matters."""
@@ -344,7 +345,8 @@ class SpectralExpectations:
         size_g, size_h = max(1.0, self._largest(g, 0)), max(1.0, self._largest(h, 0))
         a, s, tail_g = self._expand(g, _given(c.sigma, d.sigma, cross), tol / (4 * size_h))
         b, r, tail_h = self._expand(h, _given(d.sigma, c.sigma, cross), tol / (4 * size_g))
-        return a, b, s, r, (tail_g + s.dropped) * size_h + (tail_h + r.dropped) * size_g
+        left_out = (tail_g + s.dropped) * size_h + (tail_h + r.dropped) * size_g
+        return a, b, s, r, left_out + self.output.b_error * size_g * size_h
 
     def _pair_coordinate(self, g: Integrand) -> Coordinate:
         if len(g.uses) != 1:
