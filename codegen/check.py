@@ -28,8 +28,12 @@ def check(path: str | os.PathLike[str]) -> list[str]:
     if text == now:
         return []
     old, new = _facts(text), _facts(now)
-    facts = [f"{name}: the file has {old.get(name, 'none')}, now {new[name]}" for name in new if old.get(name) != new[name]]
-    lines = difflib.unified_diff(text.splitlines(), now.splitlines(), os.fspath(path), "generated now", n=1, lineterm="")
+    facts = [
+        f"{name}: the file has {old.get(name, 'none')}, now {new[name]}" for name in new if old.get(name) != new[name]
+    ]
+    lines = difflib.unified_diff(
+        text.splitlines(), now.splitlines(), os.fspath(path), "generated now", n=1, lineterm=""
+    )
     return [*facts, *lines] if text.splitlines() != now.splitlines() else [*facts, "the last line's end differs"]
 
 

@@ -154,9 +154,7 @@ def source_of(psi: str, families: Sequence[str]) -> str:
 
 def _registered(psi: str, families: Sequence[str] = ()) -> bool:
     """Whether a user gave one of the names its meaning. Nobody has where the registries are not even loaded."""
-    activations, known = (
-        sys.modules.get(f"elbotree.derivation.{module}") for module in ("activations", "families")
-    )
+    activations, known = (sys.modules.get(f"elbotree.derivation.{module}") for module in ("activations", "families"))
     own = activations is not None and activations.is_registered_by_user(psi)
     return own or (known is not None and any(known.is_registered_by_user(name) for name in families))
 

@@ -156,9 +156,7 @@ def _text(node: ast.expr) -> str:
         # A formatter brackets the power under a sign: -(x**2).
         return _UNARY[type(node.op)] + _bracketed(node.operand, _ATOM)
     if isinstance(node, ast.Compare):
-        rest = (
-            f" {_COMPARE[type(op)]} {_bracketed(x, 1)}" for op, x in zip(node.ops, node.comparators, strict=True)
-        )
+        rest = (f" {_COMPARE[type(op)]} {_bracketed(x, 1)}" for op, x in zip(node.ops, node.comparators, strict=True))
         return _bracketed(node.left, 1) + "".join(rest)
     if isinstance(node, ast.Call):
         given = [_text(x) for x in node.args] + [f"{k.arg}={_text(k.value)}" for k in node.keywords]

@@ -24,7 +24,7 @@ from elbotree.derivation.families import (
     describe_masses,
     family_names,
 )
-from elbotree.derivation.special import elementary
+from elbotree.derivation.special import LogSoftplus, Sigmoid, Softplus, elementary, stable
 from elbotree.runtime.errors import InputError
 
 SECONDS = 5.0
@@ -86,6 +86,7 @@ def register_family(
         log_density = sp.expand_log(sp.log(_own_symbols(name, density, "density", t, symbols)), force=True)
     else:
         log_density = _own_symbols(name, log_density, "log_density", t, symbols)
+    log_density = stable(log_density)
     given = {
         what: None if value is None else _own_symbols(name, value, what, t, symbols, beta=False)
         for what, value in {
@@ -113,7 +114,9 @@ def _from_masses(
 ) -> Family:
     for what in ("mean", "entropy", "centre", "spread"):
         if given[what] is not None:
-            raise InputError(f"family {name!r}: `{what}` of a law on finitely many points is a finite sum; leave it out")
+            raise InputError(
+                f"family {name!r}: `{what}` of a law on finitely many points is a finite sum; leave it out"
+            )
     values = [sp.nsimplify(point, rational=True) if isinstance(point, int | float) else point for point in points]
     if len(values) < 2 or not all(isinstance(point, sp.Rational) for point in values) or len({*values}) < len(values):
         raise InputError(f"family {name!r}: points {points!r}; they must be at least two different finite numbers")
@@ -138,7 +141,7 @@ def _from_density(
         if support[0].is_finite and support[1].is_finite:
             raise InputError(f"family {name!r}: its density must depend on beta")
         raise InputError(f"family {name!r}: its density does not depend on beta, so it cannot integrate to 1")
-    q = sp.exp(log_density)
+    q = sp.exp(log_density.replace(LogSoftplus, lambda x: sp.log(Softplus(x))))  # log and exp meet again
     mean, variance, entropy = given["mean"], given["variance"], given["entropy"]
     mean = _integral(BETA * q, support, seconds) if mean is None else mean
     if variance is None and mean is not None:
@@ -176,16 +179,21 @@ def _from_density(
 def _integral(integrand: sp.Expr, support: tuple[sp.Expr, sp.Expr], seconds: float) -> sp.Expr | None:
     """The integral over the support in closed form and simplified, or None: not found, or not in time."""
 
+    # What does not vary with beta is one positive number to the integral, whatever function of c it is.
+    fixed = sorted(integrand.atoms(Softplus, Sigmoid), key=sp.default_sort_key)
+    names = {part: sp.Dummy("k", positive=True) for part in fixed if not part.has(BETA)}
+    bare = integrand.xreplace(names)
+    back = {dummy: part for part, dummy in names.items()}
+
     def work() -> sp.Expr:
-        found = sp.integrate(sp.expand(integrand), (BETA, *support), conds="none")
-        return sp.simplify(found)
+        return sp.simplify(sp.integrate(sp.expand(bare), (BETA, *support), conds="none")).xreplace(back)
 
     try:
         found = within(seconds, work)
     except (NotImplementedError, ValueError, TypeError, AttributeError, RecursionError, ZeroDivisionError):
         return None  # sympy's ways of not finding one; quadrature does not need it
-    bad = (sp.Integral, sp.nan, sp.zoo, sp.oo, sp.I, sp.Piecewise, sp.meijerg, sp.hyper)
-    return None if found is None or found.has(*bad) else found
+    bad = (sp.Integral, sp.nan, sp.zoo, sp.oo, sp.I, sp.Piecewise, sp.meijerg, sp.hyper, sp.polar_lift)
+    return None if found is None or found.has(*bad) else stable(found)
 
 
 # ---------------------------------------------------------------------------------------------------------- words
@@ -205,7 +213,12 @@ def _parameters(name: str, parameters: Sequence[sp.Symbol | str]) -> tuple[sp.Sy
     taken = {"beta", "z", "c", "j", "q", "r", "base", "prior", "label", *(symbol.name for symbol in C)}
     for given in parameters:
         text = given if isinstance(given, str) else given.name if isinstance(given, sp.Symbol) else ""
-        if not text.isidentifier() or not text.isascii() or text in taken or text.startswith(("prior_", "base_", "log_p")):
+        if (
+            not text.isidentifier()
+            or not text.isascii()
+            or text in taken
+            or text.startswith(("prior_", "base_", "log_p"))
+        ):
             raise InputError(f"family {name!r}: parameter {given!r} is not a free name; choose another")
         if isinstance(given, sp.Symbol) and given.is_positive is False:
             raise InputError(f"family {name!r}: parameter {text!r} must be a positive symbol")
@@ -236,7 +249,7 @@ def _own_symbols(
     undefined = sorted({type(f).__name__ for f in expression.atoms(sp.core.function.AppliedUndef)})
     if undefined:
         raise InputError(f"family {name!r}: `{what}` has the undefined function(s) {', '.join(undefined)}")
-    return expression.xreplace({symbol: known[symbol.name] for symbol in expression.free_symbols})
+    return stable(expression.xreplace({symbol: known[symbol.name] for symbol in expression.free_symbols}))
 
 
 def _names(t: int) -> str:
@@ -335,4 +348,6 @@ def _number(expression: sp.Expr | None, at: dict[sp.Symbol, sp.Expr]) -> float:
 
 def _compare(family: Family, trouble: str, probe: sp.Expr, found: float, wanted: float) -> None:
     if not abs(found - wanted) <= 1e-6 * max(1, abs(wanted)):
-        raise InputError(f"family {family.name!r}: {trouble} at c = {probe}: {float(found):.8g}, not {float(wanted):.8g}")
+        raise InputError(
+            f"family {family.name!r}: {trouble} at c = {probe}: {float(found):.8g}, not {float(wanted):.8g}"
+        )

@@ -152,3 +152,32 @@ ELEMENTARY = (Sigmoid, Softplus, LogSoftplus, SoftplusLogSlope, NormalCdf, Folde
 def elementary(expression: sp.Expr) -> sp.Expr:
     """The expression with the functions of this module written through exp, log and erf (for limits and solving)."""
     return expression.replace(lambda node: isinstance(node, ELEMENTARY), lambda node: node.elementary())
+
+
+def stable(expression: sp.Expr) -> sp.Expr:
+    """log(1 + e^x) -> softplus(x), log softplus(x) by its own name, 1 / (1 + e^x) -> sigmoid(-x)
+
+    The right-hand sides keep their digits where e^x is below rounding; as written, log(log(1 + e^-40)) is log(0).
+    """
+
+    def logarithm(node: sp.Expr) -> sp.Expr:
+        (inside,) = node.args
+        exponent = _one_plus_exp(inside)
+        if exponent is not None:
+            return Softplus(exponent)
+        return LogSoftplus(*inside.args) if isinstance(inside, Softplus) else node
+
+    def power(node: sp.Expr) -> sp.Expr:
+        exponent = _one_plus_exp(node.base) if node.exp.is_negative else None
+        return node if exponent is None else Sigmoid(-exponent) ** -node.exp
+
+    found = expression.replace(lambda node: isinstance(node, sp.log), logarithm)
+    return found.replace(lambda node: isinstance(node, sp.Pow) and not isinstance(node, sp.exp), power)
+
+
+def _one_plus_exp(expression: sp.Expr) -> sp.Expr | None:
+    """x of 1 + e^x."""
+    if isinstance(expression, sp.Add) and len(expression.args) == 2 and sp.S.One in expression.args:
+        (other,) = (term for term in expression.args if term != 1)
+        return other.args[0] if isinstance(other, sp.exp) else None
+    return None

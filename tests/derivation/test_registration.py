@@ -67,7 +67,9 @@ def test_interval_where_sympy_finds_nothing_is_left_to_quadrature():
 def test_infinite_support_without_moments_needs_a_place_to_look():
     density = sp.cosh((beta - c) / 2) ** -2 / 4
     arguments = {"t": 1, "seconds": 0.0}
-    with pytest.raises(InputError, match="no closed form of its mean within 0 s; pass `mean` and `variance`, or `centre`"):
+    with pytest.raises(
+        InputError, match="no closed form of its mean within 0 s; pass `mean` and `variance`, or `centre`"
+    ):
         register_family("logistic", density, **arguments)
     family = register_family("logistic", density, centre=c, spread=sp.Integer(2), **arguments)
     assert (family.mean, family.variance, family.entropy) == (None, None, None)
@@ -154,3 +156,16 @@ def test_real_line_is_the_default():
     family = register_family("around", LAPLACE, t=1, parameters=("width",), mean=c, variance=2 * WIDTH**2)
     assert family.support == REAL_LINE
     assert registration.SECONDS > 0
+
+
+def test_softplus_and_sigmoid_are_known_by_what_they_are_written_as():
+    from elbotree.derivation.special import LogSoftplus, Sigmoid, Softplus, stable
+
+    x = sp.Symbol("x", real=True)
+    assert stable(sp.log(sp.log(1 + sp.exp(2 * x)))) == LogSoftplus(2 * x)
+    assert stable(1 / (1 + sp.exp(-x)) ** 2) == Sigmoid(x) ** 2
+    assert stable(sp.log(2 + sp.exp(x))) == sp.log(2 + sp.exp(x))  # left alone
+    softplus = sp.log(1 + sp.exp(c))
+    family = register_family("waiting", sp.exp(-beta / softplus) / softplus, t=1, support="half-line")
+    assert family.mean == Softplus(C[0])
+    assert family.entropy == LogSoftplus(C[0]) + 1

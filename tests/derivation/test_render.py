@@ -60,7 +60,7 @@ def test_proof_has_a_numbered_line_for_each_step() -> None:
     text = derive().proof_text()
     for number, step in enumerate(derive().steps(), start=1):
         assert f"{number:3}  {step.rule}:  {step.arrow}" in text
-    assert text.startswith("L = E[KL(∏_j Q′_j(·; c_j) ‖ ∏_j P_2,j) − E_z[")
+    assert "\n\nL = E[KL(∏_j Q′_j(·; c_j) ‖ ∏_j P_2,j) − E_z[" in text
 
 
 def test_latex() -> None:
@@ -122,3 +122,27 @@ def test_negative_factors_and_sums_are_bracketed() -> None:
     assert render.text((x + z) ** 2) == "(n₂ + σ₂)²"
     assert render.text(nt.sum_over(nt.Mean(nt.j) + nt.Spread(nt.j), nt.j)) == "Σ_j (s_j(c_j) + V_j(c_j))"
     assert render.text(-nt.n2) == "−n₂"
+
+
+def test_proof_names_lemmas_preconditions_and_errata() -> None:
+    text = derive().proof_text()
+    assert text.startswith("Lemma 2.1.  log P(x) ≥")
+    assert "  gram:  <b_j, b_k> -> H_jk\n      Precondition: both arguments are columns of B2" in text
+    assert "R3, (6), third term; (7): 1/(2 sigma2^2) where the paper has 1/(2 sigma2) (errata 2, 12)" in text
+    assert max(map(len, text.split("Rules, and when they apply")[1].split("Where this")[0].splitlines())) <= 120
+
+
+def test_the_page_is_well_formed_and_complete() -> None:
+    from xml.dom import minidom
+
+    tree = derive()
+    page = tree.proof_html()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "http" not in page.replace("http://www.w3.org/1998/Math/MathML", "")  # nothing is fetched
+    strict = page.replace("<!DOCTYPE html>", "").replace('<meta charset="utf-8">', "").replace("<br>", "<br/>")
+    document = minidom.parseString(strict)
+    sections = [part.getAttribute("id") for part in document.getElementsByTagName("section") if part.getAttribute("id")]
+    assert sections == list(tree.names)
+    lines = document.getElementsByTagName("code")
+    assert [line.firstChild.data for line in lines] == [step.rule for step in tree.steps()]
+    assert len(document.getElementsByTagName("math")) == len(tree) + len(tree.steps()) + len(tree.gradient)
