@@ -70,11 +70,11 @@ class OutputLaw:
     def b_error(self) -> float:
         """What the range and the frequencies of b leave out of any E g, in units of max |g|: mass on both sides of the
         range, its aliases, and the Gaussian factor beyond the last frequency."""
-        return 0.0 if self.affine is not None else 6 * _B_SHARE * self.tol
+        return 0.0 if self.affine is not None else 6 * float(np.exp(self._b_range[2]))
 
     @cached_property
-    def _b_range(self) -> tuple[float, float]:
-        """Where beta lives: outside, the mass times psi^2 is far below tol."""
+    def _b_range(self) -> tuple[float, float, float]:
+        """Where beta lives, (lo, hi), and the log of the mass outside: times psi^2 it is a hundredth of tol."""
         tails = Tails(self.y, self.u)
         log_epsilon = np.log(_B_SHARE * self.tol)
         lo = hi = 0.0
@@ -92,7 +92,7 @@ class OutputLaw:
             if wanted >= log_epsilon - 0.5:
                 break
             log_epsilon = wanted
-        return lo, hi
+        return lo, hi, float(log_epsilon)
 
     @cached_property
     def _transform(self) -> PsiTransform:
@@ -102,9 +102,9 @@ class OutputLaw:
                 "b = <y, u> + theta carries no Gaussian noise (input.noise_std is 0, or A^T u = 0), so its law has no density "
                 f"that could be integrated against psi ({self._psi.text}); give the input a small noise_std"
             )
-        lo, hi = self._b_range
+        lo, hi, log_epsilon = self._b_range
         std = float(np.sqrt(self._var_b))
-        modes = int(np.ceil(np.sqrt(2 * np.log(1 / (_B_SHARE * self.tol))) / std * (hi - lo) / (2 * np.pi)))
+        modes = int(np.ceil(np.sqrt(-2 * log_epsilon) / std * (hi - lo) / (2 * np.pi)))
         if modes > 20_000:
             raise UnsupportedError(
                 f"b = <y, u> + theta has Gaussian noise {std:.3g} on a range of {hi - lo:.3g}: inverting its law would take "
@@ -131,7 +131,7 @@ class OutputLaw:
         X, Y = self._b_lattice.moments(lambda rows, powers: (F @ values)[None, None, :], 1, 1)
         size = float(np.abs(values).max(initial=0.0))
         rounding = 8 * ROUNDOFF * size * float(self._b_lattice.rounding()[0])
-        return float(X[0, 0].real), Y[0, 0].real, self.b_error * max(1.0, size) + rounding
+        return float(X[0, 0].real), Y[0, 0].real, self.b_error * size + rounding
 
     @cached_property
     def f_moments(self) -> tuple[Array, Array, float]:
@@ -219,7 +219,7 @@ class OutputLaw:
             return Coordinate(row, 0.0, 0.0, center, sigma, Tails(law, row), (center, center))
         theta = float(row @ law.noise @ self.u) / self._var_b if self._b_noisy else 0.0
         v, kappa = row - theta * self.u, float(row @ self.w)
-        lo, hi = self._b_range
+        lo, hi, _ = self._b_range
         breaks = np.array([x - self._bbar for x in self._psi.breaks])
         near = np.concatenate([breaks, breaks - 1e-9, breaks + 1e-9])
         beta = np.concatenate([np.linspace(lo, hi, 513), near[(near > lo) & (near < hi)]])
