@@ -1,0 +1,163 @@
+"""Feature models for whole networks, and keeping them: the front of `runtime.chain`, with the folder format of a chain
+(cfg.json and model.safetensors). How a model goes through a layer, and how drift is measured, is elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import elbotree.compiler  # noqa: F401  (layers hold psi as text)
+from elbotree.codegen import generate
+from elbotree.fitting import Fit
+from elbotree.fitting import load as load_fit
+from elbotree.runtime import chain as chains
+from elbotree.runtime.activations import Activation
+from elbotree.runtime.errors import InputError
+from elbotree.runtime.models import FeatureModel, Layer
+from elbotree.runtime.storage import CFG, load_folder, save_folder
+from elbotree.runtime.training import TrainingKernels
+
+FORMAT = "elbotree-chain/1"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Chain(chains.Chain):
+    """A feature model for every layer of a network, made by `fit_network`; see `elbotree.runtime.chain.Chain`."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write cfg.json and model.safetensors into a folder, atomically. `elbotree.load` reads them back."""
+        arrays: dict[str, Any] = {}
+        for i, layer in enumerate(self.layers):
+            for name in ("A", "w", "u", "offset"):
+                arrays[f"layers[{i}].{name}"] = getattr(layer, name)
+        models = {"p1": self.p1, **{f"models[{i}]": model for i, model in enumerate(self.models)}}
+        for place, model in models.items():
+            arrays[f"{place}.B"], arrays[f"{place}.offset"] = model.B, model.offset
+        cfg = {
+            "format": FORMAT,
+            "method": self.method,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+            "layers": [{"psi": _text(layer), "threshold": layer.threshold} for layer in self.layers],
+            "p1": _model_form(self.p1),
+            "models": [_model_form(model) for model in self.models],
+            "losses": [None if loss is None else asdict(loss) for loss in self.losses],
+            "drift": [None if drift is None else asdict(drift) for drift in self.drift],
+        }
+        save_folder(folder, cfg, arrays)
+
+
+def fit_network(
+    layers: Sequence[Layer],
+    p1: FeatureModel,
+    *,
+    method: str = "fit",
+    tol: float = 1e-3,
+    features: int | None = 24,
+    iterations: int = 0,
+    noise_floor: float = 0.02,
+    samples: int = 100_000,
+    check_samples: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, FeatureModel], None] | None = None,
+) -> Chain:
+    """A feature model for every layer of a network, each made from the model before it.
+
+    With f(x) = y + w psi(b), every step regresses psi(b) on the features of y: they keep their priors, take the slope
+    times w into their columns, and one feature along w stands for the rest. So each model has the exact mean and covariance
+    of f under the model before it, features that b does not read are kept as they are, and affine layers are exact. What is
+    lost is dependence of the new feature on the others beyond correlation: `check_samples` measures what that amounts to.
+
+    Arguments
+        layers         the network, from `compile_network` or by hand
+        p1             the model of the input
+        method         "fit" as above; "mean-prop": the mean alone; "cov-prop": Gaussian moments of each step;
+                       "sampling": the normal law of the mean and the covariance of samples
+        tol            of the training's terms; expectations in closed-form steps are at least a thousand times finer
+        features       how many features that are not normal a model may have; those that matter least are made normal,
+                       which keeps the covariance. None: no bound
+        iterations     of the optimiser for each layer's model (the loss L); 0: the closed form above and no training
+        noise_floor    the least Gaussian noise of b, in its standard deviations; where there is less, it is added
+        samples        rows of method "sampling"
+        check_samples  rows of p1 sent through the true network, which each model is compared with; None: no check
+        seed           of everything drawn
+        progress       called with the number of the layer and its model
+
+    Returns a `Chain`; print it for the drift. Raises InputError for arguments that do not fit together, and
+    UnsupportedError where a psi has a pole inside the law of its b.
+    The paper: section 4 (a network as a chain of layers).
+
+    >>> import numpy as np, elbotree as et
+    >>> layer = et.Layer(np.eye(2), [0.0, 1.0], [1.0, 0.0], "square")
+    >>> chain = et.fit_network([layer], et.FeatureModel(np.zeros((2, 0)), [], 1.0))
+    >>> chain.models[0].mean().round(6).tolist(), chain.models[0].covariance().round(6).tolist()
+    ([0.0, 1.0], [[1.0, 0.0], [0.0, 3.0]])
+    """
+    made = chains.build_chain(
+        layers,
+        p1,
+        _kernels,
+        method=method,
+        tol=tol,
+        features=features,
+        iterations=iterations,
+        noise_floor=noise_floor,
+        samples=samples,
+        check_samples=check_samples,
+        seed=seed,
+        progress=progress,
+    )
+    return Chain(**{field.name: getattr(made, field.name) for field in fields(made)})
+
+
+def _kernels(psi: str, families: Sequence[str]) -> TrainingKernels:
+    return generate(psi, list(families))
+
+
+def load(folder: str | Path) -> Fit | Chain:
+    """Read what `Fit.save` or `Chain.save` wrote. Raises InputError that names the file and what is wrong with it."""
+    cfg, _ = load_folder(folder)
+    return load_chain(folder) if cfg.get("format") == FORMAT else load_fit(folder)
+
+
+def load_chain(folder: str | Path) -> Chain:
+    """Read a chain that `Chain.save` wrote. Raises InputError that names the file and what is wrong with it."""
+    cfg, arrays = load_folder(folder)
+    place = Path(folder) / CFG
+    if cfg.get("format") != FORMAT:
+        raise InputError(f"{place}: `format` is {cfg.get('format')!r}; this version reads {FORMAT!r}")
+    try:
+        layers = tuple(_read_layer(form, f"layers[{i}]", arrays) for i, form in enumerate(cfg["layers"]))
+        models = tuple(_read_model(form, f"models[{i}]", arrays) for i, form in enumerate(cfg["models"]))
+        losses = tuple(None if form is None else chains.Loss(**form) for form in cfg["losses"])
+        drift = tuple(None if form is None else chains.Drift(**form) for form in cfg["drift"])
+        if not layers or not len(layers) == len(models) == len(losses) == len(drift):
+            raise InputError("`layers`, `models`, `losses` and `drift` must have one entry a layer")
+        p1 = _read_model(cfg["p1"], "p1", arrays)
+        return Chain(layers, p1, models, losses, drift, str(cfg["method"]), tuple(cfg["notes"]), cfg["seconds"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{place} is not the {CFG} of a chain: {type(error).__name__} at {error}; save it again"
+        ) from None
+    except InputError as error:
+        raise type(error)(f"{place}: {error}") from None
+
+
+def _text(layer: Layer) -> str:
+    return layer.psi.text if isinstance(layer.psi, Activation) else layer.psi
+
+
+def _model_form(model: FeatureModel) -> dict[str, Any]:
+    return {"noise_std": model.noise_std, "priors": [prior.spec() for prior in model.priors]}
+
+
+def _read_model(form: dict[str, Any], place: str, arrays: dict[str, Any]) -> FeatureModel:
+    return FeatureModel(arrays[f"{place}.B"], form["priors"], form["noise_std"], arrays[f"{place}.offset"])
+
+
+def _read_layer(form: dict[str, Any], place: str, arrays: dict[str, Any]) -> Layer:
+    A, w, u, offset = (arrays[f"{place}.{name}"] for name in ("A", "w", "u", "offset"))
+    return Layer(A, w, u, form["psi"], offset, form["threshold"])

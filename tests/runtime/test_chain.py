@@ -1,0 +1,222 @@
+"""Chains: what a closed-form step keeps exactly, the baselines, measured drift, training, files, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import elbotree as et
+from elbotree.runtime.chain import measure_drift
+from elbotree.runtime.characteristic import LinearLaw
+from elbotree.runtime.propagation import gaussian, propagate, to_model
+
+rng0 = np.random.default_rng(7)
+
+
+def mixed_input(n: int = 3, noise: float = 0.3) -> et.FeatureModel:
+    """Four features of four kinds in n coordinates."""
+    priors = [et.Bernoulli(0.3), et.SpikeSlab(0.2, et.Normal(0.5, 1.0)), et.Exponential(0.6), et.Normal(0.2, 0.7)]
+    B = np.random.default_rng(1).standard_normal((n, 4))
+    return et.FeatureModel(B, priors, noise, np.arange(n) / 4)
+
+
+def unit_layer(n: int, psi: str, seed: int = 2) -> et.Layer:
+    """x -> (x, psi(<v, x> - 0.2))."""
+    v = np.random.default_rng(seed).standard_normal(n)
+    return et.Layer(np.eye(n + 1, n), np.eye(n + 1)[n], np.append(v, 0.0), psi, threshold=-0.2)
+
+
+def cumulants(model: et.FeatureModel, v: np.ndarray) -> np.ndarray:
+    """The first four cumulants of <v, x>, from the raw moments of the priors: cumulants of independent parts add up."""
+    total = np.array([v @ model.offset, model.noise_std**2 * (v @ v), 0.0, 0.0])
+    for a, prior in zip(v @ model.B, model.priors, strict=True):
+        m1, m2, m3, m4 = (prior.moment(k) for k in (1, 2, 3, 4))
+        third = m3 - 3 * m1 * m2 + 2 * m1**3
+        fourth = m4 - 4 * m1 * m3 - 3 * m2**2 + 12 * m1**2 * m2 - 6 * m1**4
+        total += np.array([a * m1, a**2 * (m2 - m1**2), a**3 * third, a**4 * fourth])
+    return total
+
+
+@pytest.mark.parametrize(("n2", "psi"), [(2, "identity"), (3, "identity"), (5, "identity"), (3, "relu")])
+def test_affine_steps_are_exact_in_all_four_cumulants(n2: int, psi: str) -> None:
+    p1 = mixed_input()
+    A, w, u = (rng0.standard_normal(shape) for shape in ((n2, 3), (n2,), (n2,)))
+    if psi == "relu":
+        w = np.zeros(n2)  # then psi plays no part
+    layer = et.Layer(A, w, u, psi, offset=np.ones(n2), threshold=0.4)
+    T = np.eye(n2) + (np.outer(w, u) if psi == "identity" else 0.0)
+    shift = T @ np.ones(n2) + 0.4 * w
+    model = et.fit_network([layer], p1).models[0]
+    for v in rng0.standard_normal((4, n2)):
+        back = A.T @ T.T @ v
+        expected = cumulants(p1, back)
+        expected[0] += v @ shift
+        np.testing.assert_allclose(cumulants(model, v), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("psi", ["relu", "tanh", "square"])
+def test_a_unit_keeps_mean_and_covariance_of_the_network(psi: str) -> None:
+    p1, layer = mixed_input(), unit_layer(3, psi)
+    N = 200_000
+    rows = layer(p1.sample(N, np.random.default_rng(3)))
+    model = et.fit_network([layer], p1).models[0]
+    centred = rows - rows.mean(axis=0)
+    assert np.all(np.abs(model.mean() - rows.mean(axis=0)) <= 5 * rows.std(axis=0) / np.sqrt(N))
+    products = centred[:, :, None] * centred[:, None, :]
+    error = products.std(axis=0) / np.sqrt(N)
+    assert np.all(np.abs(model.covariance() - products.mean(axis=0)) <= 5 * error)
+
+
+def test_a_feature_that_the_unit_does_not_read_keeps_its_column_and_prior() -> None:
+    p1 = et.FeatureModel(np.eye(3)[:, :2], [et.Bernoulli(0.3), et.Exponential(1.0)], 0.3)
+    layer = et.Layer(np.eye(4, 3), np.eye(4)[3], [1.0, 0.0, 0.0, 0.0], "relu")
+    model = propagate(layer, p1).model
+    at = model.priors.index(et.Exponential(1.0))
+    np.testing.assert_allclose(model.B[:, at], [0.0, 1.0, 0.0, 0.0], atol=1e-9)
+
+
+def test_cov_prop_has_the_known_moments_of_a_rectified_normal() -> None:
+    mean, std = 0.4, 1.3
+    p1 = et.FeatureModel(np.zeros((1, 0)), [], std, [mean])
+    layer = et.Layer(np.eye(2, 1), [0.0, 1.0], [1.0, 0.0], "relu")
+    model = et.fit_network([layer], p1, method="cov-prop").models[0]
+    z = mean / std
+    first = mean * norm.cdf(z) + std * norm.pdf(z)
+    second = (mean**2 + std**2) * norm.cdf(z) + mean * std * norm.pdf(z)
+    cross = std**2 * norm.cdf(z)  # Stein: Cov(x, relu(x)) = Var x P(x > 0)
+    np.testing.assert_allclose(model.mean(), [mean, first], atol=1e-6)
+    np.testing.assert_allclose(model.covariance(), [[std**2, cross], [cross, second - first**2]], atol=1e-5)
+    assert all(isinstance(prior, et.Normal) for prior in model.priors)
+
+
+def test_no_features_is_cov_prop_and_a_bound_keeps_the_covariance() -> None:
+    p1, layer = mixed_input(), unit_layer(3, "relu")
+    whole, two = propagate(layer, p1), propagate(layer, p1, features=2)
+    assert sum(not isinstance(p, et.Normal) for p in whole.model.priors) == 4
+    assert sum(not isinstance(p, et.Normal) for p in two.model.priors) == 2
+    assert two.made_normal > 0 == whole.made_normal
+    np.testing.assert_allclose(two.model.covariance(), whole.model.covariance(), atol=1e-12)
+    np.testing.assert_allclose(
+        propagate(layer, gaussian(p1), features=0).model.covariance(),
+        et.fit_network([layer], p1, method="cov-prop").models[0].covariance(),
+        atol=1e-12,
+    )
+
+
+def test_anisotropic_noise_becomes_normal_features() -> None:
+    p1 = et.FeatureModel(np.zeros((2, 0)), [], 0.5)
+    model = et.fit_network([et.Layer(np.diag([1.0, 3.0]), [0, 0], [1, 0])], p1).models[0]
+    assert model.noise_std == pytest.approx(0.5)
+    assert model.m == 1
+    np.testing.assert_allclose(model.covariance(), np.diag([0.25, 2.25]), atol=1e-12)
+
+
+def test_input_without_noise_gets_the_floor_along_b_and_a_note() -> None:
+    p1 = et.FeatureModel(np.eye(2), [et.Bernoulli(0.5)] * 2, 0.0)
+    layer = et.Layer(np.eye(3, 2), np.eye(3)[2], [1.0, -2.0, 0.0], "relu", threshold=0.3)
+    chain = et.fit_network([layer], p1, noise_floor=0.05)
+    assert any("0.05 of its standard deviation was added" in note for note in chain.notes)
+    exact = np.array([0.3, 1.3, 0.0, 0.0])  # relu(x0 - 2 x1 + 0.3) on the four corners
+    assert chain.models[0].mean()[2] == pytest.approx(exact.mean(), abs=5e-3)
+
+
+def test_mean_prop_follows_the_mean_and_sampling_the_samples() -> None:
+    p1, layers = mixed_input(), [unit_layer(3, "relu"), unit_layer(4, "tanh")]
+    point = et.fit_network(layers, p1, method="mean-prop").models[-1]
+    np.testing.assert_allclose(point.mean(), layers[1](layers[0](p1.mean()[None]))[0], atol=1e-14)
+    assert not point.covariance().any()
+    chain = et.fit_network(layers, p1, method="sampling", samples=20_000, check_samples=20_000)
+    assert chain.drift[1] is not None
+    assert chain.drift[1].mean < 0.05
+    assert chain.drift[1].covariance < 0.1
+
+
+def test_drift_sees_a_wrong_model() -> None:
+    layer = et.Layer(np.eye(1), [0.0], [1.0])
+    p1 = et.FeatureModel(np.zeros((1, 0)), [], 1.0)
+    shifted = et.FeatureModel(np.zeros((1, 0)), [], 1.0, [0.5])
+    (found,) = measure_drift([layer], p1, [shifted], 40_000, np.random.default_rng(0))
+    assert found.mean == pytest.approx(0.5, abs=0.03)
+    assert found.wasserstein == pytest.approx(0.5, abs=0.03)
+    assert not found.trust
+    (right,) = measure_drift([layer], shifted, [shifted], 40_000, np.random.default_rng(0))
+    assert right.trust
+
+
+def test_the_table_says_where_trust_ends() -> None:
+    chain = et.fit_network([unit_layer(3, "relu")], mixed_input(), method="mean-prop", check_samples=2000)
+    assert chain.trusted == 0
+    assert "trusted up to layer 0" in str(chain)
+    assert " no" in str(chain)
+    assert "not measured" in str(et.fit_network([unit_layer(3, "relu")], mixed_input()))
+
+
+def test_training_reports_its_loss_beside_the_gaussian_entropy() -> None:
+    p1 = et.FeatureModel(np.eye(2), [et.Bernoulli(0.4)] * 2, 0.25)
+    layer = et.Layer(np.eye(3, 2), np.eye(3)[2], [1.0, 1.0, 0.0], "relu", threshold=-0.5)
+    chain = et.fit_network([layer], p1, iterations=4, features=3, tol=1e-2)
+    loss = chain.losses[0]
+    assert loss is not None, chain.notes
+    assert loss.iterations > 0
+    assert loss.gap is not None
+    rows = layer(p1.sample(50_000, np.random.default_rng(0)))
+    gauss = 0.5 * (3 * np.log(2 * np.pi * np.e) + np.linalg.slogdet(np.cov(rows.T))[1])
+    assert loss.value - loss.gap == pytest.approx(gauss, abs=0.02)
+
+
+def test_a_saved_chain_loads_to_the_same_models(tmp_path: Path) -> None:
+    p1, layers = mixed_input(), [unit_layer(3, "relu"), unit_layer(4, "tanh")]
+    chain = et.fit_network(layers, p1, check_samples=1000)
+    chain.save(tmp_path / "chain")
+    again = et.load(tmp_path / "chain")
+    assert isinstance(again, et.Chain)
+    assert str(again) == str(chain)
+    for one, two in zip(chain.models, again.models, strict=True):
+        assert np.array_equal(one.B, two.B)
+        assert one.priors == two.priors
+        assert (one.noise_std, *one.offset) == (two.noise_std, *two.offset)
+    x = p1.sample(5, np.random.default_rng(0))
+    assert np.array_equal(again.layers[0](x), layers[0](x))
+
+
+def test_tail_of_an_affine_chain_is_exact_and_carries_the_drift() -> None:
+    p1 = et.FeatureModel(np.zeros((2, 0)), [], 1.0)
+    layer = et.Layer(np.array([[1.0, 1.0]]), [0.0], [1.0])
+    chain = et.fit_network([layer], p1, check_samples=1000)
+    tail = chain.tail([1.0], 5.0)
+    assert float(tail.value) == pytest.approx(norm.sf(5 / np.sqrt(2)), rel=1e-9)
+    assert tail.drift is chain.drift[0]
+    assert "drift not measured" in str(et.fit_network([layer], p1).tail([1.0], 5.0))
+    with pytest.raises(et.InputError, match=r"`v` has shape \(2,\); the last layer has 1 outputs"):
+        chain.tail([1.0, 2.0], 5.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": []}, "`layers` is .*one or more layers"),
+        ({"layers": [unit_layer(3, "relu"), unit_layer(3, "relu")]}, r"`layers\[1\]` takes n1 = 3 inputs.*returns 4"),
+        ({"p1": mixed_input(2)}, r"`layers\[0\]` takes n1 = 3 inputs; `p1` models 2"),
+        ({"method": "covprop"}, "`method` is 'covprop'.*did you mean 'cov-prop'"),
+        ({"tol": 2.0}, "`tol` is 2.0"),
+        ({"features": -1}, "`features` is -1"),
+        ({"iterations": 1.5}, "`iterations` is 1.5"),
+        ({"check_samples": 3}, "`check_samples` is 3; .*at least 100"),
+        ({"noise_floor": 0.0}, "`noise_floor` is 0.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"layers": [unit_layer(3, "relu")], "p1": mixed_input()} | change
+    with pytest.raises(et.InputError, match=message):
+        et.fit_network(arguments.pop("layers"), arguments.pop("p1"), **arguments)
+
+
+def test_a_law_survives_to_model() -> None:
+    p1 = mixed_input()
+    layer = et.Layer(np.eye(3), np.zeros(3), np.zeros(3))
+    for v in np.eye(3):
+        np.testing.assert_allclose(cumulants(to_model(LinearLaw.of(layer, p1)), v), cumulants(p1, v), atol=1e-12)
