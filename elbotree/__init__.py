@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from elbotree.codegen import Kernels, generate
     from elbotree.derivation import LossTree, derive
     from elbotree.evaluation import Gradient, evaluate, gradient
-    from elbotree.fitting import Fit, fit, load
+    from elbotree.fitting import Fit, fit
+    from elbotree.networks import Chain, fit_network, load
     from elbotree.report import write_report
     from elbotree.runtime.activations import Activation
     from elbotree.runtime.errors import ElbotreeError, InputError, ToleranceError, UnsupportedError
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Activation": "elbotree.runtime.activations",
     "Bernoulli": "elbotree.runtime.priors",
+    "Chain": "elbotree.networks",
     "Discrete": "elbotree.runtime.priors",
     "ElbotreeError": "elbotree.runtime.errors",
     "Encoder": "elbotree.runtime.models",
@@ -82,11 +84,12 @@ _HOMES = {
     "evaluate": "elbotree.evaluation",
     "fit": "elbotree.fitting",
     "fit_input": "elbotree.runtime.input_models",
+    "fit_network": "elbotree.networks",
     "generate": "elbotree.codegen",
     "gradient": "elbotree.evaluation",
     "input_from_sae": "elbotree.runtime.input_models",
     "joint": "elbotree.runtime.joint",
-    "load": "elbotree.fitting",
+    "load": "elbotree.networks",
     "plan_network": "elbotree.runtime.networks",
     "register_family": "elbotree.registration",
     "register_psi": "elbotree.registration",
@@ -112,6 +115,7 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "input_from_sae",
     "compile_network",
     "plan_network",
+    "fit_network",
     "register_family",
     "register_psi",
     "vae_from_sae",
@@ -126,6 +130,7 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "SpikeSlab",
     "Uniform",
     "Activation",
+    "Chain",
     "Estimate",
     "Fit",
     "Gradient",
