@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ class Spectrum:
     """The Fourier coefficients of g on `period`, before any cut.
 
     Samples are doubled until eight of them predict the next midpoint to a tenth of tol, so that g is resolved whatever
-    its shape. A g too sharp for 131,072 samples keeps what is missing in `misfit`.
+    its shape, and until the window is resolved too. A g too sharp for 131,072 samples keeps what is missing in `misfit`.
     Raises UnsupportedError when g is not finite on the period; `name` is what the message calls it.
     """
 
@@ -103,15 +104,31 @@ class Spectrum:
             values, count = finer, 2 * count
             worst, self.largest = float(misfit.max()), float(np.abs(values).max())
             resolved = worst <= max(0.1 * tol, 1e-15 * self.largest)
-            if resolved or count >= _MAX_SAMPLES:
+            if count >= _MAX_SAMPLES or (resolved and self._died_out(values, period, tol)):
                 break
         self.period, self.tol, self.count = period, tol, count
         # worst misfit, and the sum that the trapezoidal rule misses at most when multiplied by step and density
         self.misfit = (0.0, 0.0) if resolved else (worst, step * float(misfit.sum()))
-        x = period.start + period.length * np.arange(count) / count
-        raw = np.fft.rfft(values * period.window(x, tol)) / count
+        raw = self._transformed(values, period, tol)
         self.p = np.arange(len(raw))
         self.raw = raw * np.exp(-1j * period.delta * period.start * self.p)
+
+    def _transformed(self, values: Array, period: Period, tol: float) -> ComplexArray:
+        # the window ends where it is tol against the largest value, so that its own jump at the wrap does not matter
+        x = period.start + period.length * np.arange(len(values)) / len(values)
+        windowed = values * period.window(x, tol / max(1.0, self.largest))
+        return np.asarray(np.fft.rfft(windowed) / len(values))
+
+    def _floor(self, count: int) -> float:
+        """What rounding leaves in a sum of coefficients."""
+        return 4e-17 * self.largest * float(count) ** 0.5
+
+    def _died_out(self, values: Array, period: Period, tol: float) -> bool:
+        """Whether the windowed function's coefficients have; without a window they need not, the law cuts them."""
+        if period.pad == 0.0:
+            return True
+        raw = np.abs(self._transformed(values, period, tol))
+        return bool(2 * raw[-len(raw) // 4 :].sum() <= max(0.1 * tol, self._floor(len(values))))
 
     def cut(self, sigma: float, tol: float) -> Series:
         """The series with what is left out adding at most tol to any E g(c).
@@ -121,8 +138,8 @@ class Spectrum:
         """
         size = 2 * np.abs(self.raw) * np.exp(-0.5 * np.minimum((self.p * (self.period.delta * sigma)) ** 2, 1400.0))
         tails = np.append(np.cumsum(size[::-1])[::-1][1:], 0.0)  # tails[P]: what is left out when |p| <= P is kept
-        floor = 4e-17 * self.largest * self.count**0.5
-        P = min(int(np.argmax(tails <= max(tol, floor))), self.count // 2 - 1)
+        small = tails <= max(tol, self._floor(self.count))
+        P = min(int(np.argmax(small)), self.count // 2 - 1)
         worst, total = self.misfit
         unresolved = min(worst, total / (sigma * np.sqrt(2 * np.pi))) if sigma > 0 else worst
         coefficients = np.concatenate([self.raw[P:0:-1].conj(), self.raw[: P + 1]])
@@ -143,9 +160,14 @@ def finite(name: str, g: Callable[..., Array], *c: Array) -> Array:
 
 
 def best_spectrum(g: Callable[[Array], Array], lo: float, hi: float, sigma: float, tol: float, name: str) -> Spectrum:
-    """The spectrum of g under the padding that needs the fewest modes for noise sigma."""
+    """The spectrum of g under the padding that needs the fewest modes for noise sigma, among those that reach tol."""
     found = [Spectrum(g, Period(lo, hi, pad), tol, name) for pad in PADS]
-    return min(found, key=lambda spectrum: spectrum.cut(sigma, tol).P)
+
+    def cost(spectrum: Spectrum) -> tuple[float, int]:
+        made = spectrum.cut(sigma, tol)
+        return max(made.dropped, 2 * tol), made.P
+
+    return min(found, key=cost)
 
 
 @dataclass(frozen=True)
@@ -205,13 +227,13 @@ def _interpolated(
         last = np.arange(n) >= 3 * n // 4
         misfit = float(np.abs(coefficients[last[:, None] | last[None, :]]).sum())
         if misfit <= max(0.1 * tol, 1e-15 * n * float(np.abs(values).max())):
-
-            def interpolant(x0: Array, x1: Array) -> Array:
-                local = [
-                    2 * (a - period.start) / period.length - 1 for period, a in zip(periods, (x0, x1), strict=True)
-                ]
-                first, second = (np.polynomial.chebyshev.chebvander(a, n - 1) for a in local)
-                return np.asarray(first @ coefficients @ second.T)
-
-            return interpolant, misfit
+            return partial(_on_grid, coefficients, periods), misfit
     return lambda x0, x1: finite(name, g, *np.meshgrid(x0, x1, indexing="ij")), 0.0
+
+
+def _on_grid(coefficients: Array, periods: Sequence[Period], x0: Array, x1: Array) -> Array:
+    """A double Chebyshev series on the periods, on the grid x0 by x1."""
+    n = len(coefficients) - 1
+    local = [2 * (a - period.start) / period.length - 1 for period, a in zip(periods, (x0, x1), strict=True)]
+    first, second = (np.polynomial.chebyshev.chebvander(a, n) for a in local)
+    return np.asarray(first @ coefficients @ second.T)

@@ -155,7 +155,8 @@ class SpectralExpectations:
         """g on an axis of its coordinate, for noise sigma.
 
         Functions of one coordinate share an axis wherever they can, since all sums of a lattice are then made once: a
-        wider range than needed serves too, and the first function chooses the padding for all that see about as much noise.
+        wider range than needed serves too, and the first function chooses the padding for all that see about as much
+        noise, unless that leaves too much out.
         """
         j, r = g.feature, g.uses[0]
         level, tail = self._level(g, tol)
@@ -175,7 +176,15 @@ class SpectralExpectations:
         if made is None or made[1].tol > fine:
             # the integrand is kept beside its spectrum, so that its id stays taken
             made = self._spectra[id(g), id(axis)] = (g, Spectrum(g.value, axis.period, fine, name))
-        return axis, made[1].cut(sigma, tol / 4), tail
+        cut = made[1].cut(sigma, tol / 4)
+        if cut.dropped > tol:
+            lo, hi = axis.period.lo, axis.period.hi
+            chosen = best_spectrum(g.value, lo, hi, sigma, fine, name)
+            other = chosen.cut(sigma, tol / 4)
+            if other.dropped < 0.5 * cut.dropped:
+                axis, cut = self._axis(j, r, level, PADS.index(chosen.period.pad)), other
+                self._spectra[id(g), id(axis)] = (g, chosen)
+        return axis, cut, tail
 
     # ------------------------------------------------------------------ expectations of one feature
 
