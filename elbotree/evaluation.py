@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import Kernels, generate
@@ -15,6 +15,9 @@ from elbotree.runtime.errors import InputError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.models import Encoder, Layer, Problem
 from elbotree.runtime.values import Values
+
+if TYPE_CHECKING:
+    from elbotree.runtime.spectral import SpectralExpectations
 
 #: The tolerance of `evaluate` and `gradient` where none is given.
 DEFAULT_TOL = 1e-6
@@ -91,7 +94,11 @@ def evaluate(
     kernels = kernels_for(problem.layer, problem.encoder)
     wanted = DEFAULT_TOL if tol is None and method == "spectral" else tol
     start = time.perf_counter()
-    estimates = kernels.evaluate(_engine(problem, wanted, method, eps), problem)
+    if method == "grid":
+        estimates = kernels.evaluate(_grid(problem, eps), problem)
+    else:
+        assert wanted is not None  # the spectral method has a default
+        estimates, _ = _met(kernels, problem, wanted)
     seconds = time.perf_counter() - start
     check = None if check_samples is None else _sampled(kernels, problem, check_samples, seed)
     values = Values.of(estimates, check, tol=wanted, method=method, seconds=seconds, samples=check_samples)
@@ -112,27 +119,34 @@ def gradient(problem: Problem, tol: float | None = None) -> Gradient:
     _check_arguments(tol, "spectral", None, None)
     wanted = DEFAULT_TOL if tol is None else tol
     kernels = kernels_for(problem.layer, problem.encoder)
-    engine = _engine(problem, wanted, "spectral", None, gradient_tol=wanted)
     start = time.perf_counter()
-    estimates: dict[str, Estimate] = kernels.evaluate(engine, problem)
+    estimates, engine = _met(kernels, problem, wanted, gradient_tol=wanted)
     parts = kernels.gradient(engine, problem, estimates)
     values = Values.of(estimates, tol=wanted, method="spectral", seconds=time.perf_counter() - start)
     values.require(wanted)
     return Gradient(parts, values)
 
 
-def _engine(
-    problem: Problem, tol: float | None, method: str, eps: float | None, gradient_tol: float | None = None
-) -> Any:
-    """What takes the expectations: the spectral engine, or the paper's grid."""
-    if method == "grid":
-        from elbotree.runtime.grid import GridExpectations
-
-        return GridExpectations(problem.layer, problem.input, problem.encoder, **({} if eps is None else {"eps": eps}))
+def _met(
+    kernels: Kernels, problem: Problem, tol: float, gradient_tol: float | None = None
+) -> tuple[dict[str, Estimate], SpectralExpectations]:
+    """The terms by the spectral engine, and the engine: asked for more where a term's error misses tol at first (how large
+    the functions of a problem get is known only once they have been expanded)."""
     from elbotree.runtime.spectral import SpectralExpectations
 
-    assert tol is not None  # the spectral method has a default
-    return SpectralExpectations.for_problem(problem, tol, gradient_tol)
+    for sharper in (1.0, 0.1, 0.003):
+        engine = SpectralExpectations.for_problem(problem, tol * sharper, gradient_tol)
+        estimates: dict[str, Estimate] = kernels.evaluate(engine, problem)
+        if all(e.error <= tol * max(1.0, abs(float(e.value))) for e in estimates.values()):
+            break
+    return estimates, engine
+
+
+def _grid(problem: Problem, eps: float | None) -> Any:
+    """The paper's grid as the engine."""
+    from elbotree.runtime.grid import GridExpectations
+
+    return GridExpectations(problem.layer, problem.input, problem.encoder, **({} if eps is None else {"eps": eps}))
 
 
 def _sampled(kernels: Kernels, problem: Problem, samples: int, seed: int) -> dict[str, Estimate]:
