@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
+from elbotree.evaluation import kernels_for
+from elbotree.runtime.checkpoints import CheckpointFolder, encoder_form, fingerprint
+from elbotree.runtime.encoding import bound, encode
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.storage import CFG, MODEL, load_folder, read_array, read_json, save_folder
 from elbotree.runtime.training import Step, train
 from elbotree.runtime.values import Term, Values
+
+Array = NDArray[np.float64]
 
 FORMAT = "elbotree-fit/1"
 
@@ -50,6 +56,22 @@ class Fit:
         """The encoder that was trained with it."""
         return self.problem.encoder
 
+    def encode(self, x2: ArrayLike) -> tuple[Array, Array]:
+        """Posterior means E[beta_j | x2] and variances of the features, (N, m2) each, of rows x2, (N, n2)."""
+        return encode(kernels_for(self.problem.layer, self.encoder), self.problem, x2)
+
+    def log_prob_bound(self, x2: ArrayLike) -> Array:
+        """The ELBO of each row x2, (N, n2) -> (N,) in nats: a lower bound on log p(x2) under the model.
+
+        ELBO(x2) = -(sum_j K_j + n2/2 log(2 pi sigma2^2) + (|x2 - mu2 - B2 s|^2 + sum_j H_jj V_j) / (2 sigma2^2)), with K, s, V at
+        c_j = C_j x2 + bias_j. L is the mean of -ELBO over x2 = f(x1) (Lemma 2.2).
+        """
+        return bound(kernels_for(self.problem.layer, self.encoder), self.problem, x2)
+
+    def sample(self, N: int, rng: np.random.Generator) -> Array:
+        """N rows of x2 drawn from the model, (N, n2)."""
+        return self.model.sample(N, rng)
+
     def __repr__(self) -> str:
         loss = self.values["L"]
         return f"<Fit of {self.model.m} features, L = {loss.value:.6g} ± {loss.error:.1e}, {self.message}>"
@@ -79,6 +101,8 @@ def fit(
     encoder: Encoder | None = None,
     noise_floor: float | None = None,
     progress: Callable[[Step], None] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
 ) -> Fit:
     """Learn a feature model and an encoder of f(x1), x1 ~ p1, by minimising the loss L, without sampling.
 
@@ -95,6 +119,10 @@ def fit(
         encoder      where to start instead of the propagated features
         noise_floor  the least sigma2 allowed; left out, a thousandth of the output's root mean square deviation
         progress     called with each accepted `Step`
+        checkpoint   folder to keep the state of the run in: written atomically, at most once a second and at the end of
+                     each round, so that an interruption at any moment loses no more than the iteration under way
+        resume       go on from that checkpoint, to the same bytes as without the interruption; start anew where there is
+                     none yet. The arguments must be the ones it was begun with
 
     Returns a `Fit`. Raises InputError for families or counts that do not fit.
     The paper: section 2.1.1 and Lemma 2.2 (what is minimised), Theorem 3.1 (that it can be computed).
@@ -106,6 +134,29 @@ def fit(
     names = (
         [q.family for q in encoder] if encoder is not None else [family] if isinstance(family, str) else list(family)
     )
+    keep = state = None
+    if checkpoint is not None:
+        start = None if encoder is None else encoder_form(encoder)
+        settings = {
+            **fingerprint(layer, p1),
+            "features": features,
+            "family": [family] if isinstance(family, str) else list(family),
+            "tol": tol,
+            "iterations": iterations,
+            "rounds": rounds,
+            "noise_floor": noise_floor,
+            "encoder": start,
+        }
+        # the record of a round: a point and a gradient an evaluation, and about as many evaluations as iterations
+        count = features if features is not None else len(p1.priors) + 1
+        place = CheckpointFolder(checkpoint, settings, 24 * iterations * count * (layer.n2 + 2))
+        if place.holds_one and not resume:
+            raise InputError(
+                f"{checkpoint} holds a checkpoint; go on from it with resume=True (--resume), or give another folder"
+            )
+        state, keep = place.load(layer, p1), place.save
+    elif resume:
+        raise InputError("`resume` needs `checkpoint`, the folder to go on from")
     found = train(
         layer,
         p1,
@@ -118,6 +169,8 @@ def fit(
         encoder=encoder,
         noise_floor=noise_floor,
         progress=progress,
+        checkpoint=keep,
+        resume=state,
     )
     seconds = found.history[-1].seconds if found.history else None
     values = Values.of(found.terms, tol=tol, seconds=seconds)

@@ -21,8 +21,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 
+from elbotree.runtime.checkpoints import Record, Step, Training
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.expectations import Expectations
@@ -30,6 +31,18 @@ from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Normal, Prior
 from elbotree.runtime.spectral import SpectralExpectations
+
+__all__ = [
+    "Fitted",
+    "ProfileObjective",
+    "Start",
+    "Step",
+    "best_model",
+    "binned",
+    "first_encoder",
+    "propagated",
+    "train",
+]
 
 Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
@@ -46,19 +59,6 @@ class TrainingKernels(Protocol):
     def evaluate(self, law: Expectations, p: Problem) -> dict[str, Estimate]: ...
     def dL_dC(self, law: Expectations, p: Problem) -> list[Estimate]: ...
     def dL_domega(self, law: Expectations, p: Problem) -> list[dict[str, Estimate]]: ...
-
-
-@dataclass(frozen=True)
-class Step:
-    """One accepted iteration: loss in nats, gradient norm in the optimiser's coordinates, tolerance, seconds so far."""
-
-    iteration: int
-    loss: float
-    error: float
-    gradient_norm: float
-    noise_std: float
-    tol: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -292,6 +292,18 @@ class _Coordinates:
         return np.concatenate(parts) if parts else np.zeros(0)
 
 
+def _moments(layer: Layer, p1: FeatureModel, tol: float) -> tuple[Array, Array]:
+    """Mean and covariance of x2 = f(x1)."""
+    probe = SpectralExpectations(layer, p1, Encoder([]), tol=min(tol, 1e-3) * 1e-2)
+    mean, second, _ = probe.output.f_moments
+    return mean, second - np.outer(mean, mean)
+
+
+def _floor(covariance: Array) -> float:
+    """The least sigma2 where none is given: a thousandth of x2's root mean square deviation."""
+    return 1e-3 * float(np.sqrt(np.trace(covariance) / len(covariance)))
+
+
 def train(
     layer: Layer,
     p1: FeatureModel,
@@ -305,6 +317,8 @@ def train(
     encoder: Encoder | None = None,
     noise_floor: float | None = None,
     progress: Callable[[Step], None] | None = None,
+    checkpoint: Callable[[Training, bool], None] | None = None,
+    resume: Training | None = None,
 ) -> Fitted:
     """Learn a feature model and an encoder for f(x1), x1 ~ p1, by minimising the profile loss over the encoder.
 
@@ -319,47 +333,78 @@ def train(
         noise_floor: the least sigma2 allowed; left out, a thousandth of x2's root mean square deviation. A loss that is
             unbounded below (f(x1) lies on an affine subspace, reconstructed exactly) ends there, and the message says so
         progress: called with each accepted step
+        checkpoint: called with the state of the run after each accepted step, and with True as its second argument at
+            the start, at the end of each round and at the end, when it should be kept in any case
+        resume: such a state, to go on from; the result has the same bytes as without the interruption
 
     Raises InputError for unknown families or counts that do not fit.
     """
-    begun = time.perf_counter()
-    probe = SpectralExpectations(layer, p1, Encoder([]), tol=min(tol, 1e-3) * 1e-2)
-    mean, second, _ = probe.output.f_moments
-    covariance = second - np.outer(mean, mean)
-    floor = noise_floor if noise_floor is not None else 1e-3 * float(np.sqrt(np.trace(covariance) / len(mean)))
-    if encoder is None:
-        start = propagated(layer, p1, features)
-        encoder = first_encoder(start, mean, covariance, _family_each(family, len(start.priors)))
-    history: list[Step] = []
-    message = "the start is already optimal"
-    best: tuple[float, Problem] | None = None
-    for turn in range(rounds):
-        coordinates = _Coordinates(encoder, mean, covariance)
-        objective = _Objective(layer, p1, kernels, coordinates, tol, floor, history, begun, progress)
+    mean, covariance = _moments(layer, p1, tol)
+    floor = _floor(covariance) if noise_floor is None else noise_floor
+    state = resume
+    if state is None:
+        if encoder is None:
+            start = propagated(layer, p1, features)
+            encoder = first_encoder(start, mean, covariance, _family_each(family, len(start.priors)))
+        state = Training(encoder)
+    keep = checkpoint or (lambda state, now: None)
+    begun = time.perf_counter() - (state.history[-1].seconds if state.history else 0.0)
+    keep(state, True)
+    while not state.message:
+        coordinates = _Coordinates(state.encoder, mean, covariance)
+        objective = _Objective(layer, p1, kernels, coordinates, tol, floor, begun, state, progress, keep)
+        _round(state, objective, tol, iterations, rounds)
+        keep(state, True)
+    assert state.best is not None
+    problem, message = state.best[1], state.message
+    if problem.model.noise_std <= floor * 1.0001:
+        message += f"; sigma2 rests on its floor {floor:.3g}: without one the loss is unbounded below"
+    law = SpectralExpectations.for_problem(problem, tol)
+    return Fitted(problem, kernels.evaluate(law, problem), tuple(state.history), message)
+
+
+def _round(state: Training, objective: _Objective, tol: float, iterations: int, rounds: int) -> None:
+    """One run of L-BFGS, and what follows from it: another round on the learned priors, or the end and its reason."""
+    try:
         found = minimize(  # type: ignore[call-overload]  # the stubs do not know (value, gradient) from a callable object
             objective,
-            coordinates.pack(encoder),
+            objective.coordinates.pack(state.encoder),
             jac=True,
             method="L-BFGS-B",
             callback=objective.accepted,
             options={"maxiter": iterations, "ftol": tol * 1e-1, "gtol": tol, "maxcor": 20},
         )
-        loss, problem = float(found.fun), objective.problem_at(found.x)
-        if best is not None and loss >= best[0] - tol:
-            message = f"converged: round {turn + 1} improved the loss by less than {tol:g}"
-            if loss < best[0]:
-                best = (loss, problem)
-            break
-        best, message = (loss, problem), str(found.message)
-        encoder = _rebased(problem)
-        if all(a is b for a, b in zip(encoder, problem.encoder, strict=True)):
-            break
-    assert best is not None
-    problem = best[1]
-    if problem.model.noise_std <= floor * 1.0001:
-        message += f"; sigma2 rests on its floor {floor:.3g}: without one the loss is unbounded below"
-    law = SpectralExpectations.for_problem(problem, tol)
-    return Fitted(problem, kernels.evaluate(law, problem), tuple(history), message)
+    except BaseException:  # an interruption: what was computed is not lost
+        objective.keep(state, True)
+        raise
+    loss, problem = float(found.fun), objective.problem_at(found.x)
+    reason = _reason(found, tol, iterations)
+    before = state.best
+    if before is None or loss < before[0]:
+        state.best = (loss, problem)
+    based = _rebased(problem)
+    if before is not None and loss >= before[0] - tol:
+        state.message = f"converged: round {state.turn + 1} improved the loss by less than {tol:g}; {reason}"
+    elif all(a is b for a, b in zip(based, problem.encoder, strict=True)):
+        state.message = reason
+    elif state.turn + 1 >= rounds:
+        state.message = f"{reason}; all {rounds} rounds were used"
+    state.turn, state.encoder, state.record = state.turn + 1, based, Record()
+    state.accepted = len(state.history)
+
+
+def _reason(found: OptimizeResult, tol: float, iterations: int) -> str:
+    """Why L-BFGS stopped, in words."""
+    norm, text = float(np.abs(found.jac).max(initial=0.0)), str(found.message).upper()
+    if "GRADIENT" in text or norm <= tol:
+        return f"gradient norm {norm:.2g} is below {tol:g}"
+    if "REDUCTION" in text:
+        return f"the loss stalled: an iteration improved it by less than {0.1 * tol:g}, gradient norm {norm:.2g}"
+    if found.nit >= iterations or "LIMIT" in text:
+        return f"stopped at the limit of {iterations} iterations, gradient norm {norm:.2g}; give more `iterations`"
+    return (
+        f"the loss stalled: no step along the gradient lowers it by what tol {tol:g} can tell, gradient norm {norm:.2g}"
+    )
 
 
 def _family_each(family: str | Sequence[str], count: int) -> list[str]:
@@ -385,8 +430,15 @@ def _rebased(problem: Problem) -> Encoder:
     return Encoder(out)
 
 
-class _Objective:
-    """The profile loss and its gradient as a function of the flat encoder; remembers what it computed last."""
+class ProfileObjective:
+    """The loss of the best decoder and priors for an encoder, as a function of a flat vector, with its gradient.
+
+    The vector x holds, feature by feature, the rows of C in whitened coordinates of x2, the biases at E x2, and the logs of
+    the posterior's own parameters. x0 is the encoder that it was made with; `minimize(o.fun_and_jac, o.x0, jac=True)`
+    trains. Remembers the last point.
+
+    Raises UnsupportedError at a point where the loss or its gradient is not finite.
+    """
 
     def __init__(
         self,
@@ -396,37 +448,114 @@ class _Objective:
         coordinates: _Coordinates,
         tol: float,
         floor: float,
-        history: list[Step],
-        begun: float,
-        progress: Callable[[Step], None] | None,
+        x0: Array | None = None,
     ) -> None:
         self.layer, self.p1, self.kernels, self.coordinates = layer, p1, kernels, coordinates
-        self.tol, self.floor, self.history, self.begun, self.progress = tol, floor, history, begun, progress
-        self._seen: dict[bytes, tuple[Problem, Estimate, float]] = {}
+        self.tol, self.floor = tol, floor
+        self.x0 = coordinates.pack(Encoder(coordinates.template)) if x0 is None else x0
+        self._last: tuple[bytes, float, Array] | None = None
 
-    def problem_at(self, x: Array) -> Problem:
-        return self._seen[x.tobytes()][0]
+    @staticmethod
+    def of(
+        layer: Layer,
+        p1: FeatureModel,
+        encoder: Encoder,
+        kernels: TrainingKernels,
+        tol: float = 1e-6,
+        noise_floor: float | None = None,
+    ) -> ProfileObjective:
+        """The objective of an encoder; noise_floor as in `train`."""
+        mean, covariance = _moments(layer, p1, tol)
+        floor = _floor(covariance) if noise_floor is None else noise_floor
+        return ProfileObjective(layer, p1, kernels, _Coordinates(encoder, mean, covariance), tol, floor)
 
-    def __call__(self, x: Array) -> tuple[float, Array]:
-        encoder = self.coordinates.unpack(x)
+    def problem(self, x: Array) -> Problem:
+        """The encoder at x with its best decoder and priors."""
+        return self._problem(x)[1]
+
+    def _problem(self, x: Array) -> tuple[SpectralExpectations, Problem]:
+        encoder = self.coordinates.unpack(np.asarray(x, dtype=np.float64))
         law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=100 * self.tol)
-        problem = Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
+        return law, Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
+
+    def evaluate(self, x: Array) -> tuple[Problem, Estimate, Array]:
+        """The problem at x, its loss with an error, and the gradient."""
+        law, problem = self._problem(x)
         loss = self.kernels.evaluate(law, problem)["L"]
         rows = [e.value for e in self.kernels.dL_dC(law, problem)]  # (t, n2 + 1) each, the last column for the bias
         own = [{name: float(e.value) for name, e in named.items()} for named in self.kernels.dL_domega(law, problem)]
-        gradient = self.coordinates.pull_back(encoder, [r[:, :-1] for r in rows], [r[:, -1] for r in rows], own)
+        gradient = self.coordinates.pull_back(problem.encoder, [r[:, :-1] for r in rows], [r[:, -1] for r in rows], own)
         if not np.isfinite(loss.value) or not np.all(np.isfinite(gradient)):
             raise UnsupportedError(
                 "the loss or its gradient is not finite at a trial encoder; give a smaller `tol` or a start"
             )
+        return problem, loss, gradient
+
+    def fun_and_jac(self, x: Array) -> tuple[float, Array]:
+        """The loss in nats and its gradient."""
+        key = np.asarray(x, dtype=np.float64).tobytes()
+        if self._last is None or self._last[0] != key:
+            _, loss, gradient = self.evaluate(x)
+            self._last = (key, float(loss.value), gradient)
+        return self._last[1], self._last[2].copy()
+
+    def fun(self, x: Array) -> float:
+        """The loss in nats."""
+        return self.fun_and_jac(x)[0]
+
+    def jac(self, x: Array) -> Array:
+        """The gradient."""
+        return self.fun_and_jac(x)[1]
+
+
+class _Objective(ProfileObjective):
+    """The objective during training: keeps the record that a checkpoint needs, and reports accepted steps."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        p1: FeatureModel,
+        kernels: TrainingKernels,
+        coordinates: _Coordinates,
+        tol: float,
+        floor: float,
+        begun: float,
+        state: Training,
+        progress: Callable[[Step], None] | None = None,
+        keep: Callable[[Training, bool], None] = lambda state, now: None,
+    ) -> None:
+        super().__init__(layer, p1, kernels, coordinates, tol, floor)
+        self.begun, self.state, self.progress, self.keep = begun, state, progress, keep
+        self._asked, self._accepted = 0, state.accepted
+        self._seen: dict[bytes, tuple[Problem, Estimate, float]] = {}
+
+    def problem_at(self, x: Array) -> Problem:
+        """The problem at a point where the loss was asked for; made again when the answer came from a checkpoint."""
+        seen = self._seen.get(x.tobytes())
+        return self.problem(x) if seen is None else seen[0]
+
+    def __call__(self, x: Array) -> tuple[float, Array]:
+        known = self.state.record.answer(self._asked, x)
+        self._asked += 1
+        if known is not None:
+            return known
+        problem, loss, gradient = self.evaluate(x)
         self._seen[x.tobytes()] = (problem, loss, float(np.abs(gradient).max(initial=0.0)))
+        self.state.record.add(x, float(loss.value), gradient)
         return float(loss.value), gradient
 
     def accepted(self, x: Array) -> None:
+        self._accepted += 1
+        history = self.state.history
+        if self._accepted <= len(history):  # a checkpoint's step
+            return
+        if x.tobytes() not in self._seen:  # recorded, and cut off before it was reported
+            problem, loss, gradient = self.evaluate(x)
+            self._seen[x.tobytes()] = (problem, loss, float(np.abs(gradient).max(initial=0.0)))
         problem, loss, norm = self._seen[x.tobytes()]
         self._seen = {x.tobytes(): self._seen[x.tobytes()]}
         step = Step(
-            len(self.history) + 1,
+            len(history) + 1,
             float(loss.value),
             float(loss.error),
             norm,
@@ -434,7 +563,8 @@ class _Objective:
             self.tol,
             time.perf_counter() - self.begun,
         )
-        self.history.append(step)
+        history.append(step)
         logger.info("iteration %d: loss %.6f, gradient %.2e", step.iteration, step.loss, step.gradient_norm)
+        self.keep(self.state, False)
         if self.progress is not None:
             self.progress(step)

@@ -10,6 +10,7 @@ from scipy.integrate import quad
 
 import elbotree as et
 from elbotree.codegen import generate
+from elbotree.runtime.checkpoints import Training
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal
 from elbotree.runtime.spectral import SpectralExpectations
@@ -89,7 +90,7 @@ def objective() -> tuple[_Objective, np.ndarray]:
     first, second, _ = law.output.f_moments
     coordinates = _Coordinates(encoder, first, second - np.outer(first, first))
     kernels = generate("relu", ["bernoulli", "tilted", "normal"])
-    made = _Objective(layer, p1, kernels, coordinates, 1e-7, 1e-6, [], 0.0, None)
+    made = _Objective(layer, p1, kernels, coordinates, 1e-7, 1e-6, 0.0, Training(encoder))
     return made, coordinates.pack(encoder)
 
 
