@@ -1,0 +1,47 @@
+"""The house: which folder may import which, and that none reaches for sympy behind the door or names a machine."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {
+    "runtime": ("elbotree.derivation", "elbotree.codegen", "sympy", "elbotree.evaluation", "elbotree.fitting"),
+    "derivation": ("elbotree.codegen", "numpy", "scipy"),
+    "codegen": ("elbotree.evaluation", "elbotree.fitting", "elbotree.cli"),
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively; the house uses long names"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_import_arrows_go_one_way(folder: str) -> None:
+    for path in sorted((ROOT / folder).glob("*.py")):
+        for module in imports(path):
+            for forbidden in FORBIDDEN[folder]:
+                assert module != forbidden and not module.startswith(forbidden + "."), f"{path.name} imports {module}"
+
+
+def test_the_runtime_alone_loads_no_sympy() -> None:
+    modules = [f"elbotree.runtime.{path.stem}" for path in (ROOT / "runtime").glob("*.py") if path.stem != "torch"]
+    optional = ("network_torch", "network_onnx")
+    code = f"import sys, importlib\nfor name in {[m for m in modules if not m.endswith(optional)]!r}: importlib.import_module(name)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print('sympy' in sys.modules)"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "False"
