@@ -1,0 +1,56 @@
+"""The loss for other people's optimisers: a flat function for scipy, a module for torch. Kernels are generated here; the
+rest is in `runtime.coordinates`, `runtime.training` and `runtime.torch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from elbotree.evaluation import kernels_for
+from elbotree.runtime.coordinates import PARTS, FlatObjective
+from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
+from elbotree.runtime.training import ProfileObjective
+
+if TYPE_CHECKING:
+    from elbotree.runtime.torch import AnalyticELBO
+
+
+def flat_objective(problem: Problem, tol: float = 1e-6, what: str | Sequence[str] = ("encoder",)) -> FlatObjective:
+    """L as a function of one flat vector: `.x0`, `.fun_and_jac(x)`, `.fun`, `.jac`, `.names`, `.problem(x)`.
+
+    Arguments
+        problem  where to start
+        tol      tolerance of each term and of the gradient, relative to max(1, |value|)
+        what     parts that move: "encoder", "decoder", "priors" (one or several), or "all"
+
+    Raises InputError for an unknown part. The scipy call: `minimize(o.fun_and_jac, o.x0, jac=True)`.
+    """
+    parts = PARTS if what == "all" else (what,) if isinstance(what, str) else tuple(what)
+    return FlatObjective(problem, kernels_for(problem.layer, problem.encoder), tol, parts)
+
+
+def profile_objective(layer: Layer, p1: FeatureModel, encoder: Encoder, tol: float = 1e-6) -> ProfileObjective:
+    """The loss at the best decoder and priors as a function of the encoder alone: what `fit` minimises.
+
+    Arguments
+        layer, p1  the layer f and the model of its input
+        encoder    where to start
+        tol        tolerance of each term, relative to max(1, |value|)
+
+    Returns an object with `.x0`, `.fun_and_jac(x)`, `.fun`, `.jac`, `.problem(x)`. The gradient is the partial one, by the
+    envelope theorem.
+    """
+    return ProfileObjective.of(layer, p1, encoder, kernels_for(layer, encoder), tol)
+
+
+def torch_module(
+    problem: Problem, tol: float = 1e-6, what: str | Sequence[str] = ("encoder", "decoder")
+) -> AnalyticELBO:
+    """`elbotree.runtime.torch.AnalyticELBO` of a problem, its kernels generated. Needs the extra `torch`.
+
+    `what` as in `flat_objective`. Raises UnsupportedError where torch is not installed.
+    """
+    from elbotree.runtime.torch import AnalyticELBO
+
+    parts = PARTS if what == "all" else (what,) if isinstance(what, str) else tuple(what)
+    return AnalyticELBO(problem, kernels_for(problem.layer, problem.encoder), tol, parts)
