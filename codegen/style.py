@@ -66,8 +66,8 @@ def _statement(head: str, node: ast.expr, indent: str, stem: str) -> list[str]:
     terms = list(_terms(node))
     if len(terms) < 3:
         named, rest = _shorten(node, WIDTH - len(indent) - len(head), stem)
-        lines = [line for name, value in named for line in _statement(f"{name} = ", value, indent, f"{name}_")]
-        return [*lines, f"{indent}{head}{_text(rest)}"]
+        parts = [line for name, value in named for line in _statement(f"{name} = ", value, indent, f"{name}_")]
+        return [*parts, f"{indent}{head}{_text(rest)}"]
     inner = indent + INDENT
     lines: list[str] = []
     rows: list[str] = []

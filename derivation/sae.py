@@ -101,7 +101,8 @@ def _behaviour(psi: Psi, text: str) -> tuple[sp.Expr, sp.Expr]:
     if inside:
         raise InputError(f"the penalty {text!r} has a pole at e = {inside[0]}; a penalty is finite for e > 0")
     first = next(branch for branch in psi.branches if branch.low <= 0 < branch.high)
-    return tuple(elementary(part.expression).subs(B, E) for part in (first, psi.branches[-1]))  # type: ignore[return-value]
+    near, far = (elementary(part.expression).subs(B, E) for part in (first, psi.branches[-1]))
+    return near, far
 
 
 def _order(psi: Psi, expression: sp.Expr, end: sp.Expr, text: str) -> sp.Expr:

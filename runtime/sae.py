@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +37,10 @@ class Penalty:
 L1 = Penalty("b", lambda e: e, lambda rate: -math.log(rate))
 
 
+def _relu(values: Array) -> Array:
+    return np.maximum(values, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class SparseAutoencoder:
     """The VAE of Lemma 2.4 (errata 6): encoder a point mass at e(x), decoder N(B z + b_dec, rho I), independent priors
@@ -62,7 +66,7 @@ class SparseAutoencoder:
     apply_b_dec_to_input: bool
     weights: Array
     penalty: Penalty = L1
-    activation: Callable[[Array], Array] = field(default=lambda v: np.maximum(v, 0.0))
+    activation: Callable[[Array], Array] = _relu
 
     @property
     def rho(self) -> float:
@@ -84,7 +88,8 @@ class SparseAutoencoder:
     def _log_normalisers(self) -> float:
         # Weights are often all 1, and a normaliser may be an integral.
         rates, counts = np.unique(self.rates, return_counts=True)
-        return sum(int(n) * self.penalty.log_normaliser(float(rate)) for rate, n in zip(rates, counts, strict=True))
+        logs = [self.penalty.log_normaliser(float(rate)) for rate in rates]
+        return float(np.dot(counts, logs))
 
     @property
     def model(self) -> FeatureModel:
@@ -179,9 +184,16 @@ def build(
         if not number > 0:
             raise InputError(f"`{name}` is {number!r}; it must be greater than 0")
     made = SparseAutoencoder(
-        **arrays, **numbers, apply_b_dec_to_input=bool(apply_b_dec_to_input), weights=sizes, penalty=penalty
+        arrays["W_enc"],
+        arrays["b_enc"],
+        arrays["W_dec"],
+        arrays["b_dec"],
+        numbers["sparsity"],
+        numbers["noise_std"],
+        bool(apply_b_dec_to_input),
+        sizes,
+        penalty,
+        _relu if activation is None else activation,
     )
-    if activation is not None:
-        object.__setattr__(made, "activation", activation)
     made.constant  # noqa: B018  (refuses a rate at which the penalty has no prior now, not at the first batch)
     return made

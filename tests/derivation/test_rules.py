@@ -154,3 +154,8 @@ def test_randomness() -> None:
     assert not nt.is_random(E(nt.Latent(j), nt.Z2), nt.Z2)
     assert not nt.is_random(E(s(j), nt.X1), nt.X1)
     assert not nt.is_random(nt.Gram(j, k) * sigma2, nt.X1)
+
+
+def test_renaming_never_captures_a_free_index() -> None:
+    with pytest.raises(RuleError, match="a sum over j alone"):
+        rules.rename_index(over(nt.Gram(j, k) * s(j), j))

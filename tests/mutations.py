@@ -1,0 +1,458 @@
+"""Mutations: one wrong sign, factor or condition a time, in each rule, derivative, family, lowering and check of the
+symbolic half. Every one must make a test fail; one that survives is a rule that nothing tests.
+
+    python -m tests.mutations                 all of them (make mutate)
+    python -m tests.mutations gram families   those whose name contains a word
+
+Each runs in a temporary copy of the tree, so that a mutated file never lies where somebody works, and the cache of
+generated text is off."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("derivation", "codegen", "runtime")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`before`, which stands exactly once in `file`, becomes `after`; `tests` must then fail."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: str
+
+
+RULES, RULE_TESTS = "derivation/rules.py", "tests/derivation/test_rules.py"
+GRADIENT, GRADIENT_TESTS = "derivation/gradient.py", "tests/derivation/test_gradient.py tests/derivation/test_verify.py"
+FAMILIES, FAMILY_TESTS = "derivation/families.py", "tests/derivation/test_families.py"
+SPECIAL, PRINTED_TESTS = "derivation/special.py", "tests/codegen/test_functions.py"
+LOWER, EMIT, KERNEL_TESTS = "codegen/lower.py", "codegen/emit.py", "tests/codegen/test_kernels.py"
+ACTIVATIONS, ACTIVATION_TESTS = "derivation/activations.py", "tests/derivation/test_activations.py"
+SPECIALISE, SPECIALISE_TESTS = "derivation/specialise.py", "tests/derivation/test_specialise.py"
+REGISTRATION, REGISTRATION_TESTS = "derivation/registration.py", "tests/derivation/test_registration.py"
+CACHE, CACHE_TESTS = "codegen/cache.py", "tests/codegen/test_cache.py"
+STYLE, STYLE_TESTS = "codegen/style.py", "tests/codegen/test_style.py"
+DOOR_TESTS, SAE_TESTS = "tests/elbotree/test_open_door.py", "tests/runtime/test_sae.py"
+
+
+def _rule(name: str, before: str, after: str) -> Mutation:
+    return Mutation(f"rules.{name}", RULES, before, after, RULE_TESTS)
+
+
+MUTATIONS = (
+    # -- one a rule
+    _rule("kl_of_products", "return nt.sum_over(nt.KL(q, p), index)", "return nt.sum_over(nt.KL(p, q), index)"),
+    _rule("name_divergence", "and expr.args[0].args == expr.args[1].args", ""),
+    _rule("log_normal_density", "return -nt.n2 / 2 * sympy.log(2", "return -nt.n2 * sympy.log(2"),
+    _rule(
+        "linearity",
+        "return sympy.Mul(*fixed, _take_out(sympy.Mul(*varying), law))",
+        "return sympy.Mul(*fixed, *varying)",
+    ),
+    _rule(
+        "mean_and_spread", "return spread + nt.NormSquared(fixed - average)", "return spread + nt.NormSquared(fixed)"
+    ),
+    _rule(
+        "columns",
+        "nt.sum_over(nt.Latent(nt.j) * nt.Column(nt.j), nt.j)",
+        "nt.sum_over(nt.Latent(nt.j) * nt.Column(nt.k), nt.j)",
+    ),
+    _rule("name_mean", "return nt.Mean(expr.args[0].args[0])", "return nt.Spread(expr.args[0].args[0])"),
+    _rule("spread", "nt.NormSquared(vector) * nt.Spread(index)", "nt.NormSquared(vector) * nt.Mean(index)"),
+    _rule("expand_squared_norm", "+ 2 * nt.Inner(bare, scaled)", "+ nt.Inner(bare, scaled)"),
+    _rule(
+        "bilinearity.inner",
+        "return scale * sympy.Sum(inner_scale * nt.Inner(anchor",
+        "return sympy.Sum(inner_scale * nt.Inner(anchor",
+    ),
+    _rule("bilinearity.norm", "return scale**2 * nt.sum_over(double", "return scale * nt.sum_over(double"),
+    _rule(
+        "gram",
+        "return nt.Gram(expr.args[0].args[0], expr.args[1].args[0])",
+        "return nt.Gram(expr.args[0].args[0], expr.args[0].args[0])",
+    ),
+    _rule("layer", "return nt.y + nt.w * nt.Psi(nt.b)", "return nt.y - nt.w * nt.Psi(nt.b)"),
+    _rule(
+        "gram_of_columns",
+        "nt.Inner(nt.Column(expr.args[0]), nt.Column(expr.args[1]))",
+        "nt.Inner(nt.Column(expr.args[0]), nt.Column(expr.args[0]))",
+    ),
+    _rule("sift", "body = (expr.function / factor).xreplace({index: other})", "body = expr.function / factor"),
+    _rule("unit_vector", "return nt.Component(other, this.args[0])", "return nt.Component(this, this.args[0])"),
+    _rule(
+        "linear_component",
+        "return scale * sympy.Sum(inner_scale * nt.Component(inner",
+        "return sympy.Sum(inner_scale * nt.Component(inner",
+    ),
+    _rule(
+        "sums_apart",
+        "sympy.Add(*(sympy.Sum(term, *expr.limits) for term in terms))",
+        "sympy.Add(*(sympy.Sum(term, *expr.limits) for term in terms[1:]))",
+    ),
+    _rule("numbers_out", "return number * sympy.Sum(rest, *expr.limits)", "return sympy.Sum(rest, *expr.limits)"),
+    _rule("rename_index", "and nt.k not in expr.free_symbols:", "and True:"),
+    # -- the gradient
+    Mutation("gradient.norm", GRADIENT, "return 2 * inner(expr.args[0]", "return inner(expr.args[0]", GRADIENT_TESTS),
+    Mutation(
+        "gradient.product",
+        GRADIENT,
+        "for n, x in enumerate(expr.args)))",
+        "for n, x in enumerate(expr.args[:1])))",
+        GRADIENT_TESTS,
+    ),
+    Mutation(
+        "gradient.power",
+        GRADIENT,
+        "return expr.exp * expr.base ** (expr.exp - 1)",
+        "return expr.base ** (expr.exp - 1)",
+        GRADIENT_TESTS,
+    ),
+    Mutation("gradient.log", GRADIENT, "by) / expr.args[0]", "by)", GRADIENT_TESTS),
+    Mutation(
+        "gradient.encoder",
+        GRADIENT,
+        "nt.Slope(part, nt.r) * nt.Component(nt.f, nt.i)",
+        "nt.Slope(part, nt.r) * nt.Component(nt.y, nt.i)",
+        GRADIENT_TESTS,
+    ),
+    Mutation(
+        "gradient.prior",
+        GRADIENT,
+        "return sympy.KroneckerDelta(part.args[0], nt.l) * nt.Slope(part, nt.pi_prior)",
+        "return nt.Slope(part, nt.pi_prior)",
+        GRADIENT_TESTS,
+    ),
+    Mutation("gradient.decoder", GRADIENT, "M * (G + D) ** -1", "M * (G - D) ** -1", "tests/derivation/test_lemmas.py"),
+    # -- families
+    Mutation(
+        "families.masses.mean",
+        FAMILIES,
+        "mean = sp.Add(*(mass * point for",
+        "mean = sp.Add(*(mass * point**2 / 2 for",
+        FAMILY_TESTS,
+    ),
+    Mutation("families.masses.kl", FAMILIES, "mass * (own - other)", "mass * (other - own)", FAMILY_TESTS),
+    Mutation("families.masses.entropy", FAMILIES, "entropy=-sp.Add(", "entropy=sp.Add(", FAMILY_TESTS),
+    Mutation(
+        "families.bernoulli.variance",
+        FAMILIES,
+        "variance=Sigmoid(c) * Sigmoid(-c)",
+        "variance=Sigmoid(c) * Sigmoid(c)",
+        FAMILY_TESTS,
+    ),
+    Mutation(
+        "families.normal.density",
+        FAMILIES,
+        "/ (2 * std**2) - log_std - sp.log(2 * sp.pi) / 2",
+        "/ std**2 - log_std - sp.log(2 * sp.pi) / 2",
+        FAMILY_TESTS,
+    ),
+    Mutation(
+        "families.normal.entropy",
+        FAMILIES,
+        "entropy=log_std + sp.log(2 * sp.pi) / 2 + sp.Rational(1, 2)",
+        "entropy=log_std + sp.log(2 * sp.pi) / 2",
+        FAMILY_TESTS,
+    ),
+    Mutation(
+        "families.normal.against",
+        FAMILIES,
+        "spread = variance + (mean - prior_mean) ** 2",
+        "spread = variance + mean**2",
+        FAMILY_TESTS,
+    ),
+    Mutation(
+        "families.laplace",
+        FAMILIES,
+        "mean_distance(centre) / scale + sp.log(2 * scale)",
+        "mean_distance(centre) / scale + sp.log(scale)",
+        FAMILY_TESTS,
+    ),
+    Mutation("families.exponential.variance", FAMILIES, "variance=s**2", "variance=s", FAMILY_TESTS),
+    Mutation(
+        "families.exponential.prior",
+        FAMILIES,
+        "sp.log(scale) + mean / scale - entropy",
+        "sp.log(scale) + mean - entropy",
+        FAMILY_TESTS,
+    ),
+    Mutation("families.gamma", FAMILIES, "-(shape - 1) * mean_log", "-shape * mean_log", FAMILY_TESTS),
+    Mutation(
+        "families.tilted",
+        FAMILIES,
+        "from_base = c * s - PRECISION / 2 * (v + s**2) - log_z",
+        "from_base = c * s - PRECISION / 2 * v - log_z",
+        f"{FAMILY_TESTS} {PRINTED_TESTS}",
+    ),
+    Mutation("families.pieces", FAMILIES, "groups[home] += constants", "pass", FAMILY_TESTS),
+    # -- special functions
+    Mutation(
+        "special.sigmoid",
+        SPECIAL,
+        "return Sigmoid(x) * Sigmoid(-x)",
+        "return Sigmoid(x) * Sigmoid(x)",
+        f"{FAMILY_TESTS} {PRINTED_TESTS}",
+    ),
+    Mutation(
+        "special.heat", SPECIAL, "+ LogPartition(x, r, 1) ** 2) / 2", "+ LogPartition(x, r, 1)) / 2", PRINTED_TESTS
+    ),
+    Mutation(
+        "special.normal_cdf",
+        SPECIAL,
+        "return sp.exp(-(self.args[0] ** 2) / 2) / sp.sqrt(2 * sp.pi)",
+        "return sp.exp(-(self.args[0] ** 2)) / sp.sqrt(2 * sp.pi)",
+        PRINTED_TESTS,
+    ),
+    Mutation(
+        "special.stable",
+        SPECIAL,
+        "Sigmoid(-exponent) ** -node.exp",
+        "Sigmoid(exponent) ** -node.exp",
+        REGISTRATION_TESTS,
+    ),
+    # -- psi
+    Mutation("activations.kink", ACTIVATIONS, "elif abs(sp.N(below - above)) < 1e-14:", "elif True:", ACTIVATION_TESTS),
+    Mutation(
+        "activations.delta",
+        ACTIVATIONS,
+        "positive = _number(arguments[0], at) > 0",
+        "positive = True",
+        ACTIVATION_TESTS,
+    ),
+    Mutation(
+        "activations.affine",
+        ACTIVATIONS,
+        "return expression.coeff(B, 1), expression.coeff(B, 0)\n\n    @cached",
+        "return expression.coeff(B, 1), sp.Integer(0)\n\n    @cached",
+        ACTIVATION_TESTS,
+    ),
+    Mutation(
+        "activations.same",
+        ACTIVATIONS,
+        "if left == right:\n        return True",
+        "if left == right:\n        return False",
+        ACTIVATION_TESTS,
+    ),
+    # -- lowering and printing
+    Mutation(
+        "lower.weight",
+        LOWER,
+        "weight *= sympy.Mul(*(x for x in factors if x not in carriers))",
+        "pass",
+        f"{KERNEL_TESTS} tests/codegen/test_lower.py",
+    ),
+    Mutation(
+        "lower.order",
+        LOWER,
+        "features.sort(key=lambda g: (feature_index(g) in bound, str(feature_index(g))))",
+        "pass",
+        f"{KERNEL_TESTS} tests/codegen/test_lower.py",
+    ),
+    Mutation(
+        "lower.centre",
+        LOWER,
+        "centre = base - vector",
+        "centre = vector - base",
+        f"{KERNEL_TESTS} tests/codegen/test_lower.py",
+    ),
+    Mutation(
+        "emit.factor",
+        EMIT,
+        'body = [f"return ({total}){_times(node.factor)}"]',
+        'body = [f"return ({total})"]',
+        KERNEL_TESTS,
+    ),
+    Mutation(
+        "emit.columns",
+        EMIT,
+        'return f"H[{first}[:, None], {second}]" if matrix',
+        'return f"H[{first}, {first}[:, None]] * 2" if matrix',
+        KERNEL_TESTS,
+    ),
+    Mutation(
+        "emit.coefficients",
+        EMIT,
+        "for c in reversed(polynomial.all_coeffs()))",
+        "for c in polynomial.all_coeffs())",
+        DOOR_TESTS,
+    ),
+    Mutation(
+        "emit.w",
+        EMIT,
+        'lines += ["if not w.any():", "    return rt.Estimate.of(0.0)"]',
+        'lines += ["if w.any():", "    return rt.Estimate.of(0.0)"]',
+        KERNEL_TESTS,
+    ),
+    Mutation(
+        "style.power",
+        STYLE,
+        "return text if _binding(node) >= least",
+        "return text if _binding(node) >= least - 1",
+        STYLE_TESTS,
+    ),
+    Mutation(
+        "style.sign",
+        STYLE,
+        'yield ("+" if isinstance(node.op, ast.Add) else "-"), node.right',
+        'yield "+", node.right',
+        STYLE_TESTS,
+    ),
+    # -- specialisation
+    Mutation(
+        "specialise.affine",
+        SPECIALISE,
+        "return slope * part.args[0] + intercept",
+        "return slope * part.args[0]",
+        SPECIALISE_TESTS,
+    ),
+    Mutation(
+        "specialise.linear",
+        SPECIALISE,
+        'most = 2 if heads == {"Spread"} else 1',
+        "most = 2",
+        f"{SPECIALISE_TESTS} tests/derivation/test_specialise.py",
+    ),
+    Mutation("specialise.axis", SPECIALISE, "dimension -= 1", "dimension -= 0", SPECIALISE_TESTS),
+    # -- registration
+    Mutation(
+        "registration.mass",
+        REGISTRATION,
+        "probe, total(lambda x: mpmath.mpf(1)), 1)",
+        "probe, 1, 1)",
+        REGISTRATION_TESTS,
+    ),
+    Mutation(
+        "registration.negative", REGISTRATION, "if mpmath.im(value) != 0 or value < 0:", "if False:", REGISTRATION_TESTS
+    ),
+    Mutation("registration.reach", REGISTRATION, "if 1 - inside > 1e-9:", "if False:", REGISTRATION_TESTS),
+    Mutation("registration.unknown", REGISTRATION, "    if unknown:\n", "    if False:\n", REGISTRATION_TESTS),
+    Mutation(
+        "registration.deadline", "derivation/deadline.py", "raise _Late\n", "pass\n    end = end\n", REGISTRATION_TESTS
+    ),
+    Mutation(
+        "quadrature.variance",
+        "runtime/posteriors.py",
+        "by = first if score is None else 2 * self",
+        "by = first if score is None else self",
+        PRINTED_TESTS,
+    ),
+    Mutation(
+        "quadrature.entropy",
+        "runtime/posteriors.py",
+        "np.asarray(found - np.log(self.spread(*c)))",
+        "np.asarray(found)",
+        PRINTED_TESTS,
+    ),
+    Mutation(
+        "quadrature.support",
+        "codegen/functions.py",
+        "return family.support != REAL_LINE and (",
+        "return False and (",
+        PRINTED_TESTS,
+    ),
+    # -- moments and sparse autoencoders
+    Mutation("moments.square", "runtime/moments.py", "g2 * float(u @ covariance @ u)", "g2 * 0.0", DOOR_TESTS),
+    Mutation("moments.cross", "runtime/moments.py", "g1 * float(along @ covariance @ u)", "g1 * 0.0", DOOR_TESTS),
+    Mutation(
+        "sae.rate",
+        "runtime/sae.py",
+        "self.sparsity * self.weights / (2 * self.rho)",
+        "self.sparsity * self.weights / self.rho",
+        SAE_TESTS,
+    ),
+    Mutation(
+        "sae.constant",
+        "runtime/sae.py",
+        "return 0.5 * n * math.log(2 * math.pi * self.rho) +",
+        "return 0.5 * len(self.b_enc) * math.log(2 * math.pi * self.rho) +",
+        SAE_TESTS,
+    ),
+    Mutation("sae.centre", "runtime/sae.py", "seen = rows - self.b_dec if", "seen = rows + self.b_dec if", SAE_TESTS),
+    Mutation("sae.tail", "derivation/sae.py", "    if tail <= 0:\n", "    if False:\n", SAE_TESTS),
+    Mutation("sae.range", "derivation/sae.py", "if not self.lowest < rate < self.highest:", "if False:", SAE_TESTS),
+    # -- the cache
+    Mutation("cache.owner", CACHE, "and found.st_uid == os.geteuid() ", "", CACHE_TESTS),
+    Mutation("cache.mode", CACHE, "and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)", "", CACHE_TESTS),
+    Mutation("cache.link", CACHE, "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK", "os.O_RDONLY", CACHE_TESTS),
+    Mutation("cache.sum", CACHE, "or head != _head(name, body):", "or not head:", CACHE_TESTS),
+    Mutation(
+        "cache.registered",
+        "codegen/kernels.py",
+        "source = make() if _registered(text) else cache",
+        "source = cache",
+        CACHE_TESTS,
+    ),
+)
+
+
+def copied(place: Path) -> None:
+    """The tree as an installed package would have it: elbotree/ with its three folders inside, and the tests."""
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "elbotree", place / "elbotree", ignore=skip)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, place / "elbotree" / package, ignore=skip)
+    shutil.copytree(ROOT / "tests", place / "tests", ignore=skip)
+    shutil.copy(ROOT / "pyproject.toml", place)
+
+
+def tested(tests: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+    """Run tests on the copy, up to the first that fails."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(place), "ELBOTREE_CACHE": "off", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def outcome(mutation: Mutation, place: Path) -> str:
+    """ "killed", or how the mutation escaped."""
+    inside = mutation.file.split("/")[0] in PACKAGES
+    path = place / "elbotree" / mutation.file if inside else place / mutation.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutation.before) != 1:
+        return f"stale: its text stands {text.count(mutation.before)} times in {mutation.file}"
+    path.write_text(text.replace(mutation.before, mutation.after), encoding="utf-8")
+    try:
+        run = tested(mutation.tests.split(), place)
+    except subprocess.TimeoutExpired:
+        return "killed"  # a loop without end is noticed
+    finally:
+        path.write_text(text, encoding="utf-8")
+    if run.returncode == 1:
+        return "killed"
+    return (
+        "SURVIVED" if run.returncode == 0 else f"broken: the tests did not run:\n{run.stdout[-800:]}{run.stderr[-800:]}"
+    )
+
+
+def main(words: list[str]) -> int:
+    """Run the mutations whose name contains one of the words (all for none); 1 when one is not killed."""
+    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    escaped = 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        copied(place)
+        whole = tested(sorted({path for m in chosen for path in m.tests.split()}), place)
+        if chosen and whole.returncode != 0:
+            print(f"the tests fail without any mutation; mend that first:\n{whole.stdout[-2000:]}{whole.stderr[-500:]}")
+            return 1
+        for mutation in chosen:
+            start = time.monotonic()
+            found = outcome(mutation, place)
+            escaped += found != "killed"
+            print(f"{mutation.name:<32} {found}  ({time.monotonic() - start:.1f} s)", flush=True)
+    print(f"{len(chosen) - escaped} of {len(chosen)} mutations are noticed")
+    return 1 if escaped or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
