@@ -13,7 +13,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := elbotree derivation codegen runtime
 CHECKED := $(SOURCES) tests examples $(wildcard benchmarks)
 
-.PHONY: demo test check format bench clean help
+.PHONY: demo test check format bench mutate clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -48,6 +48,9 @@ format: $(VENV)/.installed-dev  ## put the code into its format
 
 bench: $(VENV)/.installed-test  ## time the whole tree at several sizes
 	$(BIN)/python -m benchmarks.speed
+
+mutate: $(VENV)/.installed-test  ## break each rule, family and lowering in turn: a test must notice (minutes)
+	$(BIN)/python -m tests.mutations
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) build dist $(OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
