@@ -78,8 +78,10 @@ def fit_network(
                        "sampling": the normal law of the mean and the covariance of samples
         tol            of the training's terms; expectations in closed-form steps are at least a thousand times finer
         features       how many features that are not normal a model may have; those that matter least are made normal,
-                       which keeps the covariance. None: no bound
-        iterations     of the optimiser for each layer's model (the loss L); 0: the closed form above and no training
+                       which keeps the covariance. None: no bound. A trained model has at most so many in all
+        iterations     of the optimiser for each layer's model (the loss L); 0: the closed form above and no training.
+                       Training takes minutes a layer from a dozen features on, and its decoder minimises L instead of
+                       keeping the covariance
         noise_floor    the least Gaussian noise of b, in its standard deviations; where there is less, it is added
         samples        rows of method "sampling"
         check_samples  rows of p1 sent through the true network, which each model is compared with; None: no check

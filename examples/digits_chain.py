@@ -1,7 +1,7 @@
 """A digits network modelled layer by layer, and an honest table of how far the models drift from it.
 
     python examples/digits_chain.py
-    python examples/digits_chain.py --hidden 8 --iterations 5
+    python examples/digits_chain.py --components 4 --hidden 4 3 --layers 2 --features 5 --iterations 2 --tol 0.02
 
 Steps: an input model of independent features plus noise from scikit-learn's images; a classifier with hidden layers
 (24, 16) on the same inputs, compiled into layers that each bend one direction; a feature model for each of them by the
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=[24, 16], help="hidden widths")
     parser.add_argument("--features", type=int, default=24, help="most features a model may have that are not normal")
     parser.add_argument("--iterations", type=int, default=0, help="iterations of the optimiser a layer; 0: closed form")
+    parser.add_argument("--tol", type=float, default=1e-3, help="tolerance of the training, where there is any")
     parser.add_argument("--check-samples", type=int, default=20_000, help="rows of the true network to compare with")
     parser.add_argument("--layers", type=int, help="stop after so many layers of the compiled network")
     parser.add_argument("--table", action="store_true", help="print every layer of every method")
@@ -56,6 +57,7 @@ def main() -> None:
             p1,
             method=method,
             features=options.features,
+            tol=options.tol,
             iterations=options.iterations,
             check_samples=options.check_samples,
         )

@@ -323,7 +323,7 @@ def _trained(
     value, uncertain = float(fitted.terms["L"].value), float(fitted.terms["L"].error)
     sign, logdet = np.linalg.slogdet(covariance)
     singular = sign <= 0 or np.linalg.cond(covariance) > 1e12
-    gap = None if singular else value - 0.5 * (len(first) * np.log(2 * np.pi * np.e) + float(logdet))
+    gap = None if singular else float(value - 0.5 * (len(first) * np.log(2 * np.pi * np.e) + logdet))
     return fitted.problem.model, Loss(value, uncertain, gap, len(fitted.history))
 
 

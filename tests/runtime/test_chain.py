@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from scipy.stats import norm
 
 import elbotree as et
-from elbotree.runtime.chain import measure_drift
+from elbotree.runtime.chain import Loss, measure_drift
 from elbotree.runtime.characteristic import LinearLaw
 from elbotree.runtime.propagation import gaussian, propagate, to_model
 
@@ -171,10 +172,13 @@ def test_training_reports_its_loss_beside_the_gaussian_entropy() -> None:
 def test_a_saved_chain_loads_to_the_same_models(tmp_path: Path) -> None:
     p1, layers = mixed_input(), [unit_layer(3, "relu"), unit_layer(4, "tanh")]
     chain = et.fit_network(layers, p1, check_samples=1000)
+    chain = replace(chain, losses=(Loss(1.25, 1e-4, -0.5, 7), None))  # as if the first layer had been trained
     chain.save(tmp_path / "chain")
     again = et.load(tmp_path / "chain")
     assert isinstance(again, et.Chain)
     assert str(again) == str(chain)
+    assert again.losses == chain.losses
+    assert again.drift == chain.drift
     for one, two in zip(chain.models, again.models, strict=True):
         assert np.array_equal(one.B, two.B)
         assert one.priors == two.priors
@@ -220,3 +224,12 @@ def test_a_law_survives_to_model() -> None:
     layer = et.Layer(np.eye(3), np.zeros(3), np.zeros(3))
     for v in np.eye(3):
         np.testing.assert_allclose(cumulants(to_model(LinearLaw.of(layer, p1)), v), cumulants(p1, v), atol=1e-12)
+
+
+def test_a_damaged_chain_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "chain"
+    et.fit_network([unit_layer(3, "relu")], mixed_input()).save(folder)
+    cfg = folder / "cfg.json"
+    cfg.write_text(cfg.read_text().replace('"models"', '"model"'))
+    with pytest.raises(et.InputError, match=r"is not the cfg.json of a chain: KeyError at 'models'"):
+        et.load(folder)
