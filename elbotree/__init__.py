@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from elbotree.evaluation import Gradient, evaluate, gradient
     from elbotree.fitting import Fit, fit
     from elbotree.networks import Chain, fit_network, load
+    from elbotree.objectives import flat_objective, profile_objective, torch_module
     from elbotree.report import write_report
     from elbotree.runtime.activations import Activation
     from elbotree.runtime.errors import ElbotreeError, InputError, ToleranceError, UnsupportedError
@@ -84,6 +85,7 @@ _HOMES = {
     "evaluate": "elbotree.evaluation",
     "fit": "elbotree.fitting",
     "fit_input": "elbotree.runtime.input_models",
+    "flat_objective": "elbotree.objectives",
     "fit_network": "elbotree.networks",
     "generate": "elbotree.codegen",
     "gradient": "elbotree.evaluation",
@@ -91,8 +93,10 @@ _HOMES = {
     "joint": "elbotree.runtime.joint",
     "load": "elbotree.networks",
     "plan_network": "elbotree.runtime.networks",
+    "profile_objective": "elbotree.objectives",
     "register_family": "elbotree.registration",
     "register_psi": "elbotree.registration",
+    "torch_module": "elbotree.objectives",
     "vae_from_sae": "elbotree.sae",
     "write_report": "elbotree.report",
 }
@@ -119,6 +123,9 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "register_family",
     "register_psi",
     "vae_from_sae",
+    "flat_objective",
+    "profile_objective",
+    "torch_module",
     "write_report",
     "Bernoulli",
     "Discrete",

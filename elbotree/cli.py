@@ -199,21 +199,49 @@ def evaluate(
 @click.option("--family", default="tilted", show_default=True, help="Posterior family of all features.")
 @click.option("--tol", type=float, default=1e-4, show_default=True, help="Tolerance of each term during the fit.")
 @click.option("--out", type=_PATH, help="Folder to save the fit in (cfg.json, model.safetensors).")
+@click.option(
+    "--checkpoint", type=_PATH, help="Folder to keep the run's state in, to go on from after an interruption."
+)
+@click.option("--resume", is_flag=True, help="Go on from --checkpoint, if there is one, to the same final numbers.")
 @_FORMAT
-def fit(problem: Path, features: int | None, family: str, tol: float, out: Path | None, style: str) -> None:
+def fit(
+    problem: Path,
+    features: int | None,
+    family: str,
+    tol: float,
+    out: Path | None,
+    checkpoint: Path | None,
+    resume: bool,
+    style: str,
+) -> None:
     """Fit a feature model and its encoder to the output of the layer in PROBLEM.
 
     PROBLEM is a JSON file with `layer` and `input`; a `model` and an `encoder` in it are left alone.
 
     \b
     elbotree fit problem.json --features 8 --family tilted --out fitted
+    elbotree fit problem.json --out fitted --checkpoint state --resume
     """
     import elbotree
     from elbotree.fitting import read_layer_and_input
+    from elbotree.runtime.storage import check_writable
 
+    if resume and checkpoint is None:
+        raise click.UsageError("--resume needs --checkpoint, the folder to go on from.")
     layer, p1 = read_layer_and_input(problem)
+    if out is not None:
+        check_writable(out)  # before the work, not after it
     with _progress("fitting") as tell:
-        fitted = elbotree.fit(layer, p1, features, family, tol, progress=lambda step: tell(_step_text(step)))
+        fitted = elbotree.fit(
+            layer,
+            p1,
+            features,
+            family,
+            tol,
+            progress=lambda step: tell(_step_text(step)),
+            checkpoint=checkpoint,
+            resume=resume,
+        )
     if out is not None:
         fitted.save(out)
         _note(f"saved the fit in {out}")

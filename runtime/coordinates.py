@@ -117,9 +117,9 @@ class Coordinates:
             out["log_noise_std"] = np.asarray(gradient["noise_std"].value * model.noise_std)
         if "priors" in self.what:
             for j, prior in enumerate(model.priors):
-                for name, value in prior.parameters().items():
+                for name, number in prior.parameters().items():
                     slope = gradient["priors"][j][name].value
-                    out[f"prior_{j}_{_spelled(name)}"] = _pulled(name, value, slope)
+                    out[f"prior_{j}_{_spelled(name)}"] = _pulled(name, number, slope)
         return out
 
     def loss(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import elbotree as et
+from elbotree.cli import main
 from elbotree.fitting import Fit
 from elbotree.runtime.errors import InputError
 
@@ -101,3 +105,27 @@ def test_a_fit_says_why_it_ended() -> None:
     done = et.fit(layer, p1, 1, tol=1e-3)
     assert "gradient norm" in done.message
     assert "limit" not in done.message
+
+
+def test_the_command_line_keeps_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
+    problem = {
+        "format": "elbotree-problem/1",
+        "layer": {"A": [[1.0]], "w": [0.5], "u": [0.8], "psi": "relu"},
+        "input": {"B": [[1.0]], "noise_std": 0.4, "priors": [{"kind": "bernoulli", "p": 0.3}]},
+    }
+    (tmp_path / "p.json").write_text(json.dumps(problem))
+    call = ["fit", str(tmp_path / "p.json"), "--features", "1", "--tol", "1e-2", "--format", "json"]
+    kept = ["--checkpoint", str(tmp_path / "state")]
+    runner = CliRunner()
+    first = runner.invoke(main, [*call, *kept])
+    assert first.exit_code == 0, first.output
+    refused = runner.invoke(main, [*call, *kept])
+    assert refused.exit_code == 1
+    assert "go on from it with resume=True (--resume)" in refused.output
+    again = runner.invoke(main, [*call, *kept, "--resume"])
+    assert again.exit_code == 0
+    assert json.loads(again.stdout)["terms"] == json.loads(first.stdout)["terms"]
+    assert runner.invoke(main, [*call, "--resume"]).exit_code == 2
+    lost = runner.invoke(main, [*call, "--out", str(tmp_path / "p.json" / "out")])
+    assert lost.exit_code == 1
+    assert "is a file; give the path of a folder" in lost.output
