@@ -82,12 +82,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Lattice:
-    """Nodes y = steps * k of half a lattice inside the noise's ellipsoid, with E_c e^{i <y, S>} (noise included) there.
+    """Nodes y = steps k of half a lattice inside the noise's ellipsoid, with E_c e^{i <y, S>} (noise included) there.
 
-    k (d, N) integers; weights 1 for the origin and 2 for the others, which stand for their mirror images too.
+    steps (d, d), a step a column; k (d, N) integers; weights 1 for the origin and 2 for the others, which stand for their
+    mirror images too.
     """
 
-    c: Array
     level: float  # K(c)
     kappa: float  # sum of |kappa_i|
     steps: Array
@@ -99,11 +99,22 @@ class Lattice:
 
     @property
     def y(self) -> Array:
-        return self.steps[:, None] * self.k
+        return np.asarray(self.steps @ self.k)
 
     @property
     def cell(self) -> float:
-        return float(np.prod(self.steps / (2 * math.pi)))
+        return abs(float(np.linalg.det(self.steps / (2 * math.pi))))
+
+    def turn(self, x: Array) -> ComplexArray:
+        """e^{-i <y, x>} at the nodes, from one table of powers an axis."""
+        out: ComplexArray | None = None
+        for angle, row in zip(self.steps.T @ x, self.k, strict=True):
+            reach = int(np.abs(row).max(initial=0))
+            half = powers(np.array([-angle]), reach + 1)[0]
+            factor = np.concatenate([half[:0:-1].conj(), half])[row + reach]
+            out = factor if out is None else out * factor
+        assert out is not None
+        return out
 
 
 def box_probability(law: SourceSum, windows: Sequence[tuple[float, float]], tol: float) -> TailProbability:
@@ -311,40 +322,54 @@ def lattice(law: SourceSum, boxes: Sequence[Window], c: Array, target: float) ->
     k, weights, truncation = _ellipsoid(law.noise, steps, target - level - transforms)
     phi = _characteristic(law, tilted, c, steps, k)
     turns = np.abs(law.loadings) @ tilted.reach() + np.abs(law.noise) @ np.abs(c)
-    return Lattice(c, level, float(np.abs(kappa).sum()), steps, k, weights, phi, turns, truncation), aliases
+    return Lattice(level, float(np.abs(kappa).sum()), steps, k, weights, phi, turns, truncation), aliases
 
 
 def _steps(law: SourceSum, boxes: Sequence[Window], c: Array, target: float) -> tuple[Array, tuple[float, float]]:
-    """h_a = 2 pi / P_a with P_a the least period whose aliases, by Chernoff bounds along axis a, come below e^target."""
+    """A step a column, and the logs of the aliases: along the read-outs or along the principal axes of the tilted law,
+    whichever takes fewer nodes."""
+    hessian = law.cumulants(c)[2]
+    found = [_periods(law, boxes, c, target, hessian, np.eye(len(c)))]
+    if len(c) > 1:
+        found.append(_periods(law, boxes, c, target, hessian, np.linalg.eigh(hessian)[1]))
+    steps, _, aliases = min(found, key=lambda item: item[1])
+    return steps, aliases
+
+
+def _periods(
+    law: SourceSum, boxes: Sequence[Window], c: Array, target: float, hessian: Array, axes: Array
+) -> tuple[Array, float, tuple[float, float]]:
+    """Steps 2 pi / P_j along `axes`, P_j the least period whose aliases come below e^target; the volume of the periods.
+
+    A box moved by mu = sum_j m_j P_j axes_j has e^{<c, mu>} P(S in W + mu) <= e^{K(s) + edges(s) - <s - c, mu>} for every s;
+    with s - c along one axis that decays in m_j. There are 3^d - 1 neighbours, and farther shells are e^{-t P} below.
+    """
     d = len(boxes)
-    _, _, hessian = law.cumulants(c)
     points, moved = [], []
-    for a in range(d):
-        offsets = np.concatenate([-_OFFSETS[::-1], _OFFSETS]) / math.sqrt(hessian[a, a])
-        if boxes[a].half_line:
-            offsets = np.concatenate([offsets, -c[a] * np.array([1.0, 0.75, 0.5, 0.25])])
-        block = np.repeat(c[:, None], len(offsets), axis=1)
-        block[a] += offsets
-        points.append(block)
-        moved.append(offsets)
+    for j in range(d):
+        t = np.concatenate([-_OFFSETS[::-1], _OFFSETS]) / math.sqrt(float(axes[:, j] @ hessian @ axes[:, j]))
+        for sign in (-1.0, 1.0):  # as far as half lines allow: there s must not become negative
+            down = [-x / (sign * e) for x, e, w in zip(c, axes[:, j], boxes, strict=True) if w.half_line and sign * e < -1e-12]
+            if down:
+                t = np.concatenate([t, sign * (1 - 1e-12) * min(down) * np.array([0.25, 0.5, 0.75, 1.0])])
+        points.append(c[:, None] + np.multiply.outer(axes[:, j], t))
+        moved.append(t)
     K = np.split(law.log_mgf(np.concatenate(points, axis=1)), np.cumsum([len(m) for m in moved])[:-1])
-    edges = [float(w.log_edge(np.array(x))) for w, x in zip(boxes, c, strict=True)]
     # a point's density adds 1 / (sqrt(2 pi) tau), tau its noise given the noise of the others
     precision = np.diag(np.linalg.inv(law.noise))
-    dense = [0.5 * math.log(p / (2 * math.pi)) if w.point else 0.0 for p, w in zip(precision, boxes, strict=True)]
-    periods = np.empty(d)
+    dense = sum(0.5 * math.log(p / (2 * math.pi)) if w.point else 0.0 for p, w in zip(precision, boxes, strict=True))
+    steps, volume = np.empty((d, d)), 0.0
     logs = np.full((2, d), -np.inf)
-    for a in range(d):
-        edge = boxes[a].log_edge(points[a][a])
-        over = K[a] + edge + sum(edges[b] for b in range(d) if b != a) + sum(dense) + math.log(2 * d)
-        sides = [moved[a] < 0, moved[a] > 0]
-        reach = (over - target) / np.abs(moved[a])
-        best = [int(np.flatnonzero(side)[np.argmin(reach[side])]) for side in sides]
-        periods[a] = max(float(reach[j]) for j in best)
-        periods[a] = max(periods[a], 3.0 / math.sqrt(hessian[a, a]))
-        logs[:, a] = [over[j] - abs(moved[a][j]) * periods[a] for j in best]
+    for j in range(d):
+        over = K[j] + sum(w.log_edge(row) for w, row in zip(boxes, points[j], strict=True)) + dense + math.log(3**d)
+        reach = (over - target) / np.abs(moved[j])
+        best = [int(side[np.argmin(reach[side])]) for side in (np.flatnonzero(moved[j] < 0), np.flatnonzero(moved[j] > 0))]
+        period = max(*(float(reach[i]) for i in best), 3.0 / math.sqrt(float(axes[:, j] @ hessian @ axes[:, j])))
+        logs[:, j] = [over[i] - abs(moved[j][i]) * period for i in best]
+        steps[:, j] = axes[:, j] * (2 * math.pi / period)
+        volume += math.log(period)
     left, right = (float(np.logaddexp.reduce(side)) for side in logs)
-    return 2 * math.pi / periods, (left, right)
+    return steps, volume, (left, right)
 
 
 def _ellipsoid(noise: Array, steps: Array, target: float) -> tuple[NDArray[np.int64], Array, float]:
@@ -354,11 +379,11 @@ def _ellipsoid(noise: Array, steps: Array, target: float) -> tuple[NDArray[np.in
     Jensen's inequality over cells, one cell's radius nearer.
     """
     d = len(steps)
-    metric = noise * np.outer(steps, steps)
+    metric = steps.T @ noise @ steps
     slack = math.exp(float(np.trace(metric)) / 24)
     cell = 0.5 * math.sqrt(float(np.abs(metric).sum()))
     norm = slack * (2 * math.pi) ** (-0.5 * d) / math.sqrt(float(np.linalg.det(noise)))
-    R = float(chdtri(d, min(0.5, math.exp(max(target - math.log(norm), -650.0)))))
+    R = float(chdtri(d, min(0.5, math.exp(min(max(target - math.log(norm), -650.0), 0.0)))))
     R = (math.sqrt(R) + cell) ** 2
     extent = np.ceil(np.sqrt(R * np.diag(np.linalg.inv(metric)))).astype(np.int64)
     total = float(np.prod(2.0 * extent + 1)) / 2
@@ -399,12 +424,13 @@ def _characteristic(
 ) -> ComplexArray:
     """E_c e^{i <y, S - shift>} at the nodes, (N,)."""
     phi = np.empty(k.shape[1], dtype=np.complex128)
-    metric = law.noise * np.outer(steps, steps)
-    drift = steps * (law.noise @ c)
-    tables = _PhaseTables(steps[:, None] * law.loadings, k)
+    metric = steps.T @ law.noise @ steps
+    drift = steps.T @ law.noise @ c
+    turns = steps.T @ law.loadings
+    tables = _PhaseTables(turns, k)
     for start in range(0, k.shape[1], _BLOCK):
         block = k[:, start : start + _BLOCK]
-        t = (steps[:, None] * law.loadings).T @ block
+        t = turns.T @ block
         angle = drift @ block
         gauss = np.exp(-0.5 * np.einsum("an,ab,bn->n", block, metric, block)) * (np.cos(angle) + 1j * np.sin(angle))
         phi[start : start + _BLOCK] = gauss * tilted.product(t, tables.at(block))

@@ -250,6 +250,7 @@ class _Panels:
         self.width = 2.5 / math.sqrt(float(precision[-1, -1]))
         self.estimates: dict[float, float] = {}
         self.saddle: Array | None = None  # the last one found, a good start for the next
+        self.of_densities = 0.0  # the relative error of densities of b that were used
         self.marginal = Line.of(law.mapped(np.eye(law.dimension)[[-1]], np.zeros(1)))
 
     def boxes(self, b: float) -> list[Window]:
@@ -267,17 +268,28 @@ class _Panels:
 
     def _found(self) -> list[tuple[float, float]]:
         """Panels on which the integrand may matter: outward from the peaks of a coarse scan."""
-        marginal = self.law.mapped(np.eye(self.law.dimension)[[-1]], np.zeros(1))
-        mean, std = float(marginal.mean()[0]), math.sqrt(float(marginal.covariance()[0, 0]))
+        marginal = self.marginal
         cut = math.log(self.tol) - 6.0
-        reach = 6.0
-        while True:
-            scan = mean + std * np.linspace(-reach, reach, 2 * int(reach) + 1)
-            values = np.array([self.estimate(float(b)) for b in scan])
-            peak = int(np.argmax(values))
-            if 0 < peak < len(scan) - 1 or reach > 400:
+        center, std = marginal.shift + marginal.mean, marginal.std
+        scan = center + std * np.linspace(-6.0, 6.0, 13)
+        values = np.array([self.estimate(float(b)) for b in scan])
+        while True:  # until no b that is left out has the mass for another peak
+            depth = float(values.max()) + cut
+            low, high = -marginal.reflected.chernoff_quantile(depth), marginal.chernoff_quantile(depth)
+            below, above = np.arange(scan[0] - std, low, -std)[::-1], np.arange(scan[-1] + std, high, std)
+            more = np.concatenate([below[-12:], above[:12]])
+            if not len(more):
                 break
-            reach *= 2
+            order = np.argsort(np.concatenate([scan, more]))
+            values = np.concatenate([values, [self.estimate(float(b)) for b in more]])[order]
+            scan = np.concatenate([scan, more])[order]
+        for pole in self.psi.poles:
+            if low <= pole <= high:
+                raise UnsupportedError(
+                    f"psi ({self.psi.text}) has a pole at b = {pole:g}, where b has a density that matters to this probability; "
+                    "move the threshold or the input away from it"
+                )
+        peak = int(np.argmax(values))
         best = float(values.max())
         breaks = sorted(x for x in self.psi.breaks)
         out: list[tuple[float, float]] = []
@@ -309,8 +321,8 @@ class _Panels:
         for _ in range(3):
             logs, errors, roundings, nodes = self._integrate(list(todo), whole)
             total = float(np.logaddexp.reduce(logs))
-            scale = np.exp(np.array(errors) - total).sum()
-            rounding = np.exp(np.array(roundings) - total).sum()
+            scale = np.exp(np.minimum(np.array(errors) - total, 300.0)).sum()
+            rounding = np.exp(np.minimum(np.array(roundings) - total, 300.0)).sum() + self.of_densities
             if scale + rounding <= self.tol:
                 edge = max(self.estimate(min(p[0] for p in todo)), self.estimate(max(p[1] for p in todo)))
                 beyond = math.exp(edge - total) * 2 * self.width
@@ -333,9 +345,12 @@ class _Panels:
         errors: list[float] = []
         roundings: list[float] = []
         nodes = 0
-        floor = whole + math.log(self.tol) - math.log(50.0 * len(todo))
+        budget = math.log(self.tol) - math.log(50.0 * len(todo))
+        found = -math.inf
+        todo.sort(key=lambda panel: max(self.estimate(panel[0]), self.estimate(panel[1])))
         while todo:
             a, b = todo.pop()
+            floor = max(whole, found) + budget  # the whole may turn out larger than its estimate
             log_scale, values, alias, noise, used = self._panel(a, b, floor)
             nodes += used
             half = 0.5 * (b - a)
@@ -345,13 +360,14 @@ class _Panels:
             rough = unresolved > 10 * noisy and math.log(unresolved + 1e-300) + log_scale > floor + math.log(5.0)
             lossy = math.log(noisy + 1e-300) + log_scale > floor + math.log(15.0)
             leaky = alias + math.log(2 * half) > floor + 1.5  # the panel's ends need much more than its middle
-            if (rough or lossy or leaky) and b - a > self.width / 40:
+            if (rough or lossy or leaky) and b - a > self.width / 3000:
                 middle = 0.5 * (a + b)
                 todo += [(a, middle), (middle, b)]
                 if nodes > 1e8:
                     raise ToleranceError("the integral over b needs too many panels; loosen tol or raise noise_std")
                 continue
             logs.append(log_scale + math.log(max(half * float(w @ values), 1e-300)))
+            found = float(np.logaddexp(found, logs[-1]))
             errors.append(float(np.logaddexp(log_scale + math.log(unresolved + 1e-300), alias + math.log(2 * half))))
             roundings.append(log_scale + math.log(noisy + 1e-300))
         return logs, errors, roundings, nodes
@@ -371,8 +387,8 @@ class _Panels:
         scale, values, alias, noise, used = self._on_contour(at, -1.0, target)
         top = float(log_density.max())
         share = math.exp(min(scale - top, 300.0))
-        noise = share * noise + float(relative.max())
-        return top, np.exp(log_density - top) - share * values, alias, noise, used
+        self.of_densities = max(self.of_densities, float(relative.max()))
+        return top, np.exp(log_density - top) - share * values, alias, share * noise + EPS, used
 
     def _loose(self, middle: list[Window]) -> bool:
         """Whether <v, y> given b, tilted to where b is, lies above the half line's end."""
@@ -387,25 +403,37 @@ class _Panels:
         if sign < 0:
             law = law.mapped(np.diag([-1.0, 1.0]), np.zeros(2))
             kappa, windows = -kappa, [Window(-windows[0].low, math.inf)]
-        psi = finite_psi(self.psi, np.append(at, 0.5 * (at[0] + at[-1])))
         boxes = [
             [
                 *(w.moved(-float(s)) for w, s in zip(windows, law.shift[:-1] + kappa * value, strict=True)),
                 Window(b - float(law.shift[-1]), b - float(law.shift[-1])),
             ]
-            for b, value in zip([*at, 0.5 * (at[0] + at[-1])], psi, strict=True)
+            for b, value in zip(at, finite_psi(self.psi, at), strict=True)
         ]
-        middle = boxes.pop()
-        c, _, _ = saddle(law, middle, None if sign < 0 else self.saddle)
+        tried = [boxes[j] for j in (0, len(at) // 2, len(at) - 1)]
+        likely = [ready for ready in tried if _rough_bound(law, ready) > target - 8.0]
+        if not likely:
+            return target, np.zeros(len(at)), target - 5.0, 0.0, 0
+        saddles = [saddle(law, ready, None if sign < 0 else self.saddle) for ready in likely]
+        sizes = [value - 0.5 * float(np.linalg.slogdet(hessian)[1]) for _, value, hessian in saddles]
+        middle, c = likely[int(np.argmax(sizes))], saddles[int(np.argmax(sizes))][0]
         made, aliases = lattice(law, middle, c, target)
-        base = made.phi * made.weights * made.cell
         y = made.y
+        plain = made.phi * made.weights * made.cell
+        shared = all(w.half_line or w.point for w in middle)  # then nodes of b differ in a phase only
+        base = plain
+        if shared:
+            for w, v, axis in zip(middle, c, y, strict=True):
+                base = base / (v + 1j * axis) if w.half_line else base
         scale = made.level + _edges(middle, c)
         values, noise, drift = np.empty(len(at)), 0.0, 0.0
         for j, ready in enumerate(boxes):
-            factor = base
-            for w, v, axis, n in zip(ready, c, y, made.k, strict=True):
-                factor = factor * _on_lattice(w, float(v), axis, n)
+            if shared:
+                factor = base * made.turn(np.array([w.low for w in ready]))
+            else:
+                factor = base
+                for w, v, axis in zip(ready, c, y, strict=True):
+                    factor = factor * w.transform(float(v), axis)
             above = made.level + _edges(ready, c) - scale
             lift = math.exp(min(max(above, -700.0), 300.0))
             values[j] = factor.real.sum() * lift
@@ -419,16 +447,23 @@ class _Panels:
         return scale, values, float(np.logaddexp.reduce([*aliases, truncation])) + drift, noise, y.shape[1]
 
 
+def _rough_bound(law: SourceSum, boxes: Sequence[Window]) -> float:
+    """log of a Chernoff bound on a box's probability or density, from a few tilts: enough to see that it is nothing."""
+    d = len(boxes)
+    std = np.sqrt(np.diag(law.covariance()))
+    only_b, _, _ = saddle(law.mapped(np.eye(d)[[d - 1]], np.zeros(1)), boxes[-1:])
+    tilts = np.zeros((d, 4))
+    tilts[-1] = only_b[0]
+    for a, window in enumerate(boxes[:-1]):
+        if window.half_line:
+            tilts[a] = np.array([0.0, 1.0, 4.0, 16.0]) / std[a]
+    edges = sum(w.log_edge(row) for w, row in zip(boxes, tilts, strict=True))
+    dense = sum(-0.5 * math.log(2 * math.pi * v) if w.point else 0.0 for w, v in zip(boxes, np.diag(law.noise), strict=True))
+    return float(np.min(law.log_mgf(tilts) + edges)) + dense
+
+
 def _edges(boxes: Sequence[Window], c: Array) -> float:
     return sum(float(w.log_edge(np.array(v))) for w, v in zip(boxes, c, strict=True))
-
-
-def _on_lattice(window: Window, c: float, y: Array, k: NDArray[np.int64]) -> NDArray[np.complex128]:
-    """window.transform at the nodes, from its values on the few different y_a."""
-    low = int(k.min())
-    axis = np.zeros(int(k.max()) - low + 1)
-    axis[k - low] = y
-    return np.asarray(window.transform(c, axis)[k - low])
 
 
 def _last_coefficients(values: Array) -> Array:
