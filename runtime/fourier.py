@@ -121,7 +121,7 @@ class Spectrum:
 
     def _floor(self, count: int) -> float:
         """What rounding leaves in a sum of coefficients."""
-        return 4e-17 * self.largest * float(count) ** 0.5
+        return float(4e-17 * self.largest * count**0.5)
 
     def _died_out(self, values: Array, period: Period, tol: float) -> bool:
         """Whether the windowed function's coefficients have; without a window they need not, the law cuts them."""

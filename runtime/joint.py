@@ -1,5 +1,5 @@
-"""The law of read-outs V f(x1) of one layer (Lemma 3.4), with no learning in between: densities, distribution functions,
-quantiles, moments, expectations, and tail probabilities to relative accuracy at any depth.
+"""The law of read-outs V f(x1) of one layer (Lemma 3.4), with no learning in between: densities, distribution
+functions, quantiles, moments, expectations, and tail probabilities to relative accuracy at any depth.
 
 This is the front of three ways to invert characteristic functions: `tails` for one read-out that is affine in x1 (of an
 affine layer, or a unit before its nonlinearity), `boxes` for two or three, `through_psi` where psi lies in between.
@@ -265,8 +265,8 @@ class Joint:
             raise UnsupportedError(f"`{what}` is for one read-out; this law has t = {self.t}")
 
     def _root(self, target: float, tol: float, sign: float) -> Estimate:
-        """The root of log P(sign S > sign x) - target through psi: a bracket grown from the mean, then regula falsi with
-        the Illinois rule on log P, at a coarse tolerance until it is near."""
+        """The root of log P(sign S > sign x) - target through psi: a bracket grown from the mean, then regula falsi
+        with the Illinois rule on log P, at a coarse tolerance until it is near."""
         mean, std = (float(m) for m in self._rough)
 
         def off(x: float, level: float) -> tuple[float, TailProbability]:
@@ -369,7 +369,8 @@ class Joint:
         found = engine.of_c([integrand], weights=np.ones(1))
         if not found.error <= 2 * tol * max(1.0, abs(float(found.value))):
             raise ToleranceError(
-                f"E g(S) = {float(found.value):.6g} was reached to an error of {float(found.error):.2g}, above tol = {tol:g}; g "
+                f"E g(S) = {float(found.value):.6g} was reached to an error of {float(found.error):.2g}, above tol "
+                f"= {tol:g}; g "
                 "varies or grows too fast for the law's range: loosen tol, or raise noise_std"
             )
         return found
@@ -401,14 +402,15 @@ class Joint:
     def tail_gradient(self, x: float, tol: float = 1e-8) -> ReadOutGradient:
         """d log P(S > x) in the read-out's row and in the layer's A, from the contour that gives P (one read-out).
 
-        For S = <v', A x1 + d> + const with v' = (I + slope u w^T) v:  d/dA = v' (x) d/da, d/dv' = A d/da + d d/dconst, with
-        a = A^T v' the row on x1. To about tol relative to the largest entry. Raises UnsupportedError where psi is in
-        between and not affine.
+        For S = <v', A x1 + d> + const with v' = (I + slope u w^T) v:  d/dA = v' (x) d/da, d/dv' = A d/da + d d/dconst,
+        with a = A^T v' the row on x1. To about tol relative to the largest entry. Raises UnsupportedError where psi is
+        in between and not affine.
         """
         self._one("tail_gradient")
         if self.law is None or self._affine_rows is None:
             raise UnsupportedError(
-                f"`tail_gradient` is there where the read-out is affine in x1; psi ({self.layer.activation.text}) is in between here"
+                f"`tail_gradient` is there where the read-out is affine in x1; psi ({self.layer.activation.text}) "
+                "is in between here"
             )
         found = self._line.gradient(finite_number(x, "x"), _checked_tol(tol))
         layer, inputs = self.layer, self.inputs
@@ -439,10 +441,14 @@ def _reshaped(found: TailProbability, shape: tuple[int, ...]) -> TailProbability
     bound = {
         name: np.reshape(np.broadcast_to(part, np.shape(found.value)), shape) for name, part in found.bound.items()
     }
-    arrays = {
-        name: np.reshape(getattr(found, name), shape) for name in ("value", "log_value", "error", "relative_error")
-    }
-    return replace(found, bound=bound, **arrays)
+    return replace(
+        found,
+        bound=bound,
+        value=np.reshape(found.value, shape),
+        log_value=np.reshape(found.log_value, shape),
+        error=np.reshape(found.error, shape),
+        relative_error=np.reshape(found.relative_error, shape),
+    )
 
 
 def _checked_tol(tol: object) -> float:

@@ -82,7 +82,7 @@ class SparseAutoencoder:
     def constant(self) -> float:
         """n/2 log(2 pi rho) + sum_j log Z(rate_j); for L1 n/2 log(2 pi rho) - sum_j log mu_j."""
         n = self.W_dec.shape[1]
-        return 0.5 * n * math.log(2 * math.pi * self.rho) + self._log_normalisers
+        return float(0.5 * n * math.log(2 * math.pi * self.rho) + self._log_normalisers)
 
     @property
     def _log_normalisers(self) -> float:

@@ -4,9 +4,10 @@ With K the log moment generating function of S and any c > 0 in its domain, for 
 
     P(S > q) = (h/pi) Re sum'_{k >= 0} exp(K(z_k) - z_k q) / z_k,   z_k = c + i k h   (the k = 0 term halved)
 
-up to an error that Poisson summation gives exactly: with the period P = 2 pi / h the sum equals sum_m e^{cmP} P(S > q + mP),
-so that Chernoff bounds of the terms m != 0 bound it. c is taken near the saddle of the integrand, where nothing cancels;
-h and the number of terms follow from the tolerance. Densities drop the factor 1/z. Lemma 3.4 of the paper, in the tail.
+up to an error that Poisson summation gives exactly: with the period P = 2 pi / h the sum equals sum_m e^{cmP} P(S > q
++ mP), so that Chernoff bounds of the terms m != 0 bound it. c is taken near the saddle of the integrand, where nothing
+cancels; h and the number of terms follow from the tolerance. Densities drop the factor 1/z. Lemma 3.4 of the paper, in
+the tail.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +45,8 @@ class TailProbability:
     log_value  log P
     error      a bound on the absolute error of `value`
     relative_error  the same divided by P: a bound on the error of log_value too
-    bound      the relative error by source: "left alias", "right alias", "truncation", "rounding" (a contour that was bent
-               around a pole, and sums over several dimensions, put what halving the step changes under "step")
+    bound      the relative error by source: "left alias", "right alias", "truncation", "rounding" (a contour that was
+               bent around a pole, and sums over several dimensions, put what halving the step changes under "step")
     nodes      terms of the sum
     tol        what was asked for; relative_error <= tol
 
@@ -75,9 +78,7 @@ class TailProbability:
         bound = {name: part * scale for name, part in self.bound.items()}
         bound["rounding"] = bound.get("rounding", np.zeros(())) + EPS
         relative = np.asarray(sum(bound.values()))[()]
-        return TailProbability(
-            value, np.log1p(-self.value), value * relative, relative, bound, self.nodes, self.tol
-        )
+        return TailProbability(value, np.log1p(-self.value), value * relative, relative, bound, self.nodes, self.tol)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class Line:
         spread = float(np.abs(self.d).sum())
         if not self.variance > 1e-22 * spread**2:
             raise UnsupportedError(
-                "the read-out carries no Gaussian noise (noise_std is 0, or the row is 0 or orthogonal to it), so that its "
+                "the read-out carries no Gaussian noise (noise_std is 0, or the row is 0 or orthogonal to it), so "
+                "that its "
                 "law may have atoms and its inversion does not converge; give the input model a small noise_std"
             )
 
@@ -172,7 +174,8 @@ class Line:
         return K[0] + 0.5 * self.variance * s**2, K[1] + self.variance * s, K[2] + self.variance, K[3]
 
     def _K(self, s: Array) -> Array:
-        return self.sources.log_mgf(np.multiply.outer(self.d, s)).sum(axis=0) + 0.5 * self.variance * s**2
+        sources = self.sources.log_mgf(np.multiply.outer(self.d, s)).sum(axis=0)
+        return np.asarray(sources + 0.5 * self.variance * s**2)
 
     @cached_property
     def std(self) -> float:
@@ -212,7 +215,8 @@ class Line:
                 more = np.geomspace(edge, min(30 * edge, 0.9 * end), 16)[1:]
             else:
                 raise ToleranceError(
-                    f"P(S > q) at q = {x + self.shift:g} lies so deep that the saddle cannot be told from the end of the moment "
+                    f"P(S > q) at q = {x + self.shift:g} lies so deep that the saddle cannot be told from the end "
+                    "of the moment "
                     "generating function's domain in float64; ask for a less extreme q"
                 )
             more = more if right else -more[::-1]
@@ -222,7 +226,8 @@ class Line:
             self.__dict__["_table"] = _Table(*joined)
 
     def _saddle(self, x: float, power: int) -> tuple[float, float]:
-        """c with K'(c) - power / c near x, and K''(c): read off the table, for the sum needs it to a few percent only."""
+        """c with K'(c) - power / c near x, and K''(c): read off the table, for the sum needs it to a few percent
+        only."""
         t = self._grown(x, power)
         if power == 0:
             c = float(np.interp(x, t.K1, t.s))
@@ -302,8 +307,8 @@ class Line:
             u = 0.5 * self.variance * T * T
             return T, float(exp1(u) / (2 * math.pi) if power else erfc(math.sqrt(u)) / (sigma * math.sqrt(2 * math.pi)))
         tries = T * np.array([0.08, 0.16, 0.25, 0.35, 0.5, 0.7, 1.0, 1.2])
-        u = 0.5 * self.variance * tries**2
-        whole = exp1(u) / (2 * math.pi) if power else erfc(np.sqrt(u)) / (sigma * math.sqrt(2 * math.pi))
+        v = 0.5 * self.variance * tries**2
+        whole = exp1(v) / (2 * math.pi) if power else erfc(np.sqrt(v)) / (sigma * math.sqrt(2 * math.pi))
         bound = tilted.envelope(np.multiply.outer(np.abs(self.d), tries)) * whole
         index = int(np.argmax(bound <= math.exp(target))) if bound[-1] <= math.exp(target) else len(tries) - 1
         return float(tries[index]), float(bound[index])
@@ -319,10 +324,10 @@ class Line:
         turns = float(np.abs(self.d) @ contour.tilted.reach()) + self.variance * abs(contour.c)
         return a, EPS * np.abs(a) * (16 + 2 * len(self.d) ** 0.5 + y * turns)
 
-    def _gauss(self, contour: Contour, y: Array, power: int) -> ComplexArray:
+    def _gauss(self, contour: Contour, y: NDArray[np.floating[Any]], power: int) -> ComplexArray:
         angle = y * (self.variance * contour.c)
         gauss = np.exp(-0.5 * self.variance * y * y) * (np.cos(angle) + 1j * np.sin(angle)) * (contour.step / math.pi)
-        return gauss / (contour.c + 1j * y) if power else gauss
+        return np.asarray(gauss / (contour.c + 1j * y) if power else gauss)
 
     def _phase(self, contour: Contour, k: NDArray[np.int64]) -> _LatticePhase:
         return _LatticePhase(contour.step * self.d, k)
@@ -330,7 +335,7 @@ class Line:
     def _block(self, contour: Contour, k: NDArray[np.int64], power: int) -> ComplexArray:
         y = contour.step * k
         phi = contour.tilted.product(np.multiply.outer(self.d, y), self._phase(contour, k))
-        return phi * self._gauss(contour, y, power)
+        return np.asarray(phi * self._gauss(contour, y, power))
 
     # ------------------------------------------------------------------ one point
 
@@ -344,7 +349,8 @@ class Line:
         return self._right(x, tol)
 
     def _slack(self, x: float, tol: float) -> float:
-        """The relative tolerance of P(S < q) that 1 - P(S < q) needs, by its Chernoff bound; x belongs to the reflection."""
+        """The relative tolerance of P(S < q) that 1 - P(S < q) needs, by its Chernoff bound; x belongs to the
+        reflection."""
         law = self.reflected
         c, _ = law._saddle(x, 1)
         exponent = float(law._K(np.array([c]))[0]) - c * x
@@ -361,7 +367,8 @@ class Line:
                     return bent
             if contour.count > _MAX_NODES:
                 raise ToleranceError(
-                    f"P(S > {x + self.shift:g}) would take {contour.count:,} nodes for tol = {tol:g}; raise noise_std (the noise "
+                    f"P(S > {x + self.shift:g}) would take {contour.count:,} nodes for tol = {tol:g}; raise "
+                    "noise_std (the noise "
                     f"is {math.sqrt(self.variance):.2g} against a spread of {self.std:.2g}) or loosen tol"
                 )
             a, rounding = self.terms(contour, 1)
@@ -383,7 +390,8 @@ class Line:
         )
 
     def _split(self, x: float, tol: float, reached: float, contour: Contour) -> TailProbability:
-        """P(S > q) = sum_k w_k P(S > q | source i is in its component k), for the source that spreads the tilted law most.
+        """P(S > q) = sum_k w_k P(S > q | source i is in its component k), for the source that spreads the tilted law
+        most.
 
         Where the contour's terms cancel, S has separate modes, and q lies in a gap between them; the sum over
         conditional laws has positive terms.
@@ -392,8 +400,10 @@ class Line:
         depth_left = EPS * abs(contour.c * x) < 0.25 * tol
         if not len(spread) or not spread.max() > 0 or self.budget[0] <= 0 or not depth_left:
             raise ToleranceError(
-                f"a tail probability of about exp({contour.level - contour.c * x:.6g}): one bit of the threshold in float64 is worth "
-                f"a relative error of about {reached:.2g}, above tol = {tol:g}; loosen tol, or ask for a less extreme point"
+                f"a tail probability of about exp({contour.level - contour.c * x:.6g}): one bit of the threshold in "
+                "float64 is worth "
+                f"a relative error of about {reached:.2g}, above tol = {tol:g}; loosen tol, or ask for a less "
+                "extreme point"
             )
         found = []
         for log_weight, sources in self.sources.conditioned(int(np.argmax(spread))):
@@ -407,10 +417,11 @@ class Line:
         for share, (_, part_) in zip(shares, found, strict=True):
             for name, relative in part_.bound.items():
                 bound[name] = bound.get(name, np.zeros(())) + share * relative
-        return TailProbability.from_logs(log_value, bound, sum(p.nodes for _, p in found), tol)  # type: ignore[arg-type]
+        return TailProbability.from_logs(log_value, bound, sum(p.nodes for _, p in found), tol)
 
     def _bent(self, x: float, tol: float, power: int) -> TailProbability | None:
-        """The same integral on a hyperbola around the pole, z = c + A (cosh t - 1) + i B sinh t; None if it does not settle.
+        """The same integral on a hyperbola around the pole, z = c + A (cosh t - 1) + i B sinh t; None if it does not
+        settle.
 
         Next to a pole the straight contour needs steps as short as the distance to it, all the way to where the noise
         dies out. The hyperbola leaves c along the path of steepest descent (curvature K''' / 3K'') and lets steps grow
@@ -440,12 +451,12 @@ class Line:
         n = 48
         step = top / n
         with np.errstate(over="ignore", invalid="ignore"):
-            f, size = integrand(step * np.arange(n + 1))
+            f, size = integrand(np.asarray(step * np.arange(n + 1), dtype=np.float64))
             f[0] *= 0.5
             total, absolute, last = complex(f.sum()), float(size.sum()), abs(f[-1])
             value = step * total.real
             for _ in range(7):
-                f, size = integrand(step * (np.arange(n) + 0.5))
+                f, size = integrand(np.asarray(step * (np.arange(n) + 0.5), dtype=np.float64))
                 total, absolute = total + complex(f.sum()), absolute + float(size.sum())
                 n, step, before = 2 * n, 0.5 * step, value
                 value = step * total.real
@@ -506,14 +517,15 @@ class Line:
         if len(x) > 1:
             half = len(x) // 2
             parts = [self._stretch(part, tol, power) for part in (x[:half], x[half:])]
-            return (*(np.concatenate([p[i] for p in parts]) for i in (0, 1)), parts[0][2] + parts[1][2])  # type: ignore[return-value]
+            return (*(np.concatenate([p[i] for p in parts]) for i in (0, 1)), parts[0][2] + parts[1][2])
         if power == 0:
             law, at = (self, x0) if contour.c > 0 else (self.reflected, -x0)
             bent = law._bent(at, tol, 0)
             if bent is not None:
                 return np.array([bent.log_value]), np.array([bent.relative_error]), bent.nodes
             raise ToleranceError(
-                f"the density at {x0 + self.shift:g} cannot be had to a relative error of {tol:g} in float64; loosen tol or "
+                f"the density at {x0 + self.shift:g} cannot be had to a relative error of {tol:g} in float64; "
+                "loosen tol or "
                 "raise noise_std"
             )
         one = self._right(x0, tol)

@@ -1,9 +1,10 @@
 """Independent sources alpha_i under exponential tilts, for contours shifted into the complex plane.
 
-Every prior is flattened into a mixture of four kinds, each of which stays of its kind when tilted by e^{s alpha}: points,
-normals, (reflected, shifted) gammas, and uniforms with an exponential slope. Sources with the same sequence of kinds are
-one block of arrays, whatever their parameters. What is asked of them: the log moment generating function kappa_i(s) with
-three derivatives, and E_s e^{w alpha_i} of the tilted law at complex w, with its derivative. Contours are `tails`' business.
+Every prior is flattened into a mixture of four kinds, each of which stays of its kind when tilted by e^{s alpha}:
+points, normals, (reflected, shifted) gammas, and uniforms with an exponential slope. Sources with the same sequence of
+kinds are one block of arrays, whatever their parameters. What is asked of them: the log moment generating function
+kappa_i(s) with three derivatives, and E_s e^{w alpha_i} of the tilted law at complex w, with its derivative. Contours
+are `tails`' business.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ class GammaPart(Component):
             k, x = _column(self.shape, t), self._signed(t) * t
             angle, size = k * np.arctan(x), np.exp(-0.5 * k * np.log1p(x * x))
             out = size * (np.cos(angle) + 1j * np.sin(angle))
-        return out * phase(self.start) if self.start.any() else out
+        return np.asarray(out * phase(self.start) if self.start.any() else out, dtype=np.complex128)
 
     def mgf(self, w: ComplexArray) -> ComplexArray:
         return np.exp(_column(self.start, w) * w) * (1 - self._signed(w) * w) ** -_column(self.shape, w)
@@ -309,6 +310,7 @@ def _sinhc_ratio(zeta: ComplexArray, x: Array) -> ComplexArray:
 
 def flatten(prior: Prior) -> list[tuple[float, str, tuple[float, ...]]]:
     """A prior as (weight, kind, parameters) of components, weights > 0, kinds sorted so that equal shapes line up."""
+    out: list[tuple[float, str, tuple[float, ...]]]
     if isinstance(prior, Discrete | Bernoulli):
         out = [(float(mass), "point", (float(x),)) for x, mass in zip(*prior.atoms, strict=True)]
     elif isinstance(prior, Normal):
@@ -328,7 +330,8 @@ def flatten(prior: Prior) -> list[tuple[float, str, tuple[float, ...]]]:
         out = [(share * weight, kind, values) for share, part in pairs for weight, kind, values in flatten(part)]
     else:
         raise UnsupportedError(
-            f"a prior of type {type(prior).__name__} has no complex moment generating function here; use one of the shipped kinds"
+            f"a prior of type {type(prior).__name__} has no complex moment generating function here; use one of the "
+            "shipped kinds"
         )
     return sorted((item for item in out if item[0] > 0), key=lambda item: "point normal gamma uniform".index(item[1]))
 
@@ -424,7 +427,7 @@ class Sources:
         rest = np.delete(np.arange(len(block.index)), place)
         others = [b for j, b in enumerate(self.blocks) if j != which]
         if len(rest):
-            parts = tuple(replace(p, **{n: v[rest] for n, v in vars(p).items()}) for p in block.parts)  # type: ignore[type-var]
+            parts = tuple(replace(p, **{n: v[rest] for n, v in vars(p).items()}) for p in block.parts)
             others.append(Block(block.index[rest], block.log_weights[:, rest], parts))
         alone = block.take(place)
         return [
@@ -486,7 +489,7 @@ class TiltedSources(Sources):
             for part, log_weight in zip(block.parts, block.log_weights, strict=True):
                 own = part.cf(at, of) * _column(np.exp(log_weight), at)
                 value += own
-                slope += part.slope(1j * at, own)
+                slope += part.slope(np.asarray(1j * at, dtype=np.complex128), own)
             ratio[block.index] = slope / np.where(value == 0, 1e-300, value)
             total *= value.prod(axis=0)
         return total, ratio
