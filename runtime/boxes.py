@@ -4,8 +4,9 @@ variables at once:
     P = (h_1 / 2 pi) ... (h_d / 2 pi) sum_k exp(K(z_k)) prod_a What_a(z_{k,a}),   z_k = c + i (h_1 k_1, ..., h_d k_d)
 
 with What_a(z) the integral of e^{-z x} over the window W_a: a half line, an interval, or a point (a density in that
-read-out). c minimises the real summand, a convex problem, so that nothing cancels; the lattice is cut to an ellipsoid of
-the noise. Errors: the sum equals the sum over shifted boxes (Poisson), each bounded by Chernoff. Lemma 3.4 with t read-outs.
+read-out). c minimises the real summand, a convex problem, so that nothing cancels; the lattice is cut to an ellipsoid
+of the noise. Errors: the sum equals the sum over shifted boxes (Poisson), each bounded by Chernoff. Lemma 3.4 with t
+read-outs.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class Window:
 class Lattice:
     """Nodes y = steps k of half a lattice inside the noise's ellipsoid, with E_c e^{i <y, S>} (noise included) there.
 
-    steps (d, d), a step a column; k (d, N) integers; weights 1 for the origin and 2 for the others, which stand for their
-    mirror images too.
+    steps (d, d), a step a column; k (d, N) integers; weights 1 for the origin and 2 for the others, which stand for
+    their mirror images too.
     """
 
     level: float  # K(c)
@@ -143,7 +144,8 @@ def box_estimate(law: SourceSum, windows: Sequence[tuple[float, float]]) -> tupl
 
 
 def _oriented(law: SourceSum, windows: Sequence[tuple[float, float]]) -> tuple[SourceSum, list[Window]]:
-    """The law with lower half lines reflected to upper ones, shifts moved into the windows, and free read-outs left out."""
+    """The law with lower half lines reflected to upper ones, shifts moved into the windows, and free read-outs left
+    out."""
     rows, boxes = [], []
     for a, (low, high) in enumerate(windows):
         if low == -math.inf and high == math.inf:
@@ -164,8 +166,10 @@ def _check_noise(law: SourceSum) -> None:
     least = np.linalg.eigvalsh(law.noise / np.outer(scale, scale)).min()
     if not least > 1e-13:
         raise UnsupportedError(
-            "the Gaussian noise of the read-outs (and of b, where psi comes between) is degenerate: some combination of them "
-            "carries none, so that their joint law has no density to invert; raise noise_std, or leave out read-outs that "
+            "the Gaussian noise of the read-outs (and of b, where psi comes between) is degenerate: some "
+            "combination of them "
+            "carries none, so that their joint law has no density to invert; raise noise_std, or leave out "
+            "read-outs that "
             "are multiples of others"
         )
 
@@ -215,7 +219,8 @@ def _difference(law: SourceSum, boxes: list[Window], a: int, tol: float) -> Tail
     out = TailProbability.from_logs(log_value, bounds, whole.nodes + part.nodes, tol)
     if not out.relative_error <= tol:
         raise ToleranceError(
-            f"a box's probability was reached to a relative error of {out.relative_error:.2g}, above tol = {tol:g}; loosen tol"
+            f"a box's probability was reached to a relative error of {out.relative_error:.2g}, above tol = {tol:g}; "
+            "loosen tol"
         )
     return out
 
@@ -307,7 +312,8 @@ def _contour(law: SourceSum, boxes: Sequence[Window], tol: float) -> TailProbabi
             break
         deeper += math.log(relative / tol) + 0.7
     raise ToleranceError(
-        f"a box's probability of about exp({estimate:.4g}) was reached to a relative error of {relative:.2g} only, above tol = "
+        f"a box's probability of about exp({estimate:.4g}) was reached to a relative error of {relative:.2g} only, "
+        "above tol = "
         f"{tol:g}; loosen tol, or raise noise_std"
     )
 
@@ -341,15 +347,20 @@ def _periods(
 ) -> tuple[Array, float, tuple[float, float]]:
     """Steps 2 pi / P_j along `axes`, P_j the least period whose aliases come below e^target; the volume of the periods.
 
-    A box moved by mu = sum_j m_j P_j axes_j has e^{<c, mu>} P(S in W + mu) <= e^{K(s) + edges(s) - <s - c, mu>} for every s;
-    with s - c along one axis that decays in m_j. There are 3^d - 1 neighbours, and farther shells are e^{-t P} below.
+    A box moved by mu = sum_j m_j P_j axes_j has e^{<c, mu>} P(S in W + mu) <= e^{K(s) + edges(s) - <s - c, mu>} for
+    every s; with s - c along one axis that decays in m_j. There are 3^d - 1 neighbours, and farther shells are e^{-t
+    P} below.
     """
     d = len(boxes)
     points, moved = [], []
     for j in range(d):
         t = np.concatenate([-_OFFSETS[::-1], _OFFSETS]) / math.sqrt(float(axes[:, j] @ hessian @ axes[:, j]))
         for sign in (-1.0, 1.0):  # as far as half lines allow: there s must not become negative
-            down = [-x / (sign * e) for x, e, w in zip(c, axes[:, j], boxes, strict=True) if w.half_line and sign * e < -1e-12]
+            down = [
+                -x / (sign * e)
+                for x, e, w in zip(c, axes[:, j], boxes, strict=True)
+                if w.half_line and sign * e < -1e-12
+            ]
             if down:
                 t = np.concatenate([t, sign * (1 - 1e-12) * min(down) * np.array([0.25, 0.5, 0.75, 1.0])])
         points.append(c[:, None] + np.multiply.outer(axes[:, j], t))
@@ -363,7 +374,9 @@ def _periods(
     for j in range(d):
         over = K[j] + sum(w.log_edge(row) for w, row in zip(boxes, points[j], strict=True)) + dense + math.log(3**d)
         reach = (over - target) / np.abs(moved[j])
-        best = [int(side[np.argmin(reach[side])]) for side in (np.flatnonzero(moved[j] < 0), np.flatnonzero(moved[j] > 0))]
+        best = [
+            int(side[np.argmin(reach[side])]) for side in (np.flatnonzero(moved[j] < 0), np.flatnonzero(moved[j] > 0))
+        ]
         period = max(*(float(reach[i]) for i in best), 3.0 / math.sqrt(float(axes[:, j] @ hessian @ axes[:, j])))
         logs[:, j] = [over[i] - abs(moved[j][i]) * period for i in best]
         steps[:, j] = axes[:, j] * (2 * math.pi / period)
@@ -375,8 +388,8 @@ def _periods(
 def _ellipsoid(noise: Array, steps: Array, target: float) -> tuple[NDArray[np.int64], Array, float]:
     """Half the lattice inside y^T noise y <= R, weights, and a bound on what the Gaussian leaves outside.
 
-    R is the quantile of chi-squared at e^target: the lattice sum outside is an integral up to the factor e^{trace / 24} of
-    Jensen's inequality over cells, one cell's radius nearer.
+    R is the quantile of chi-squared at e^target: the lattice sum outside is an integral up to the factor e^{trace /
+    24} of Jensen's inequality over cells, one cell's radius nearer.
     """
     d = len(steps)
     metric = steps.T @ noise @ steps
@@ -389,7 +402,8 @@ def _ellipsoid(noise: Array, steps: Array, target: float) -> tuple[NDArray[np.in
     total = float(np.prod(2.0 * extent + 1)) / 2
     if total > 40 * _MAX_NODES:
         raise ToleranceError(
-            f"a sum over {d} dimensions would run over {total:.3g} nodes; raise noise_std, loosen tol, or take fewer read-outs"
+            f"a sum over {d} dimensions would run over {total:.3g} nodes; raise noise_std, loosen tol, or take "
+            "fewer read-outs"
         )
     axes = [np.arange(0, extent[0] + 1), *(np.arange(-n, n + 1) for n in extent[1:])]
     rows = []
@@ -403,7 +417,8 @@ def _ellipsoid(noise: Array, steps: Array, target: float) -> tuple[NDArray[np.in
     k = np.concatenate(rows, axis=1)
     if k.shape[1] > _MAX_NODES:
         raise ToleranceError(
-            f"a sum over {d} dimensions would take {k.shape[1]:,} nodes; raise noise_std, loosen tol, or take fewer read-outs"
+            f"a sum over {d} dimensions would take {k.shape[1]:,} nodes; raise noise_std, loosen tol, or take fewer "
+            "read-outs"
         )
     weights = np.where((k == 0).all(axis=0), 1.0, 2.0)
     return k, weights, norm * float(chdtrc(d, (math.sqrt(R) - cell) ** 2))

@@ -22,7 +22,8 @@ Flat = list[tuple[float, str, tuple[float, ...]]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The sources of a feature model x = offset + B alpha + N(0, noise_std^2 I + N N^T), N the columns of normal sources.
+    """The sources of a feature model x = offset + B alpha + N(0, noise_std^2 I + N N^T), N the columns of normal
+    sources.
 
     offset (n,), loadings (n, m) of the kept sources, normals (n, k) with their standard deviations multiplied in.
     """

@@ -4,12 +4,13 @@ Where psi(b) = slope b + intercept, <v, f> = <v + slope kappa u, y> + const with
 
     P(V f in W) = sum over pieces P(V_piece y + const in W, b in the piece)          (boxes of t + 1 read-outs)
 
-Otherwise b is integrated by Gauss-Legendre panels, P(V f in W) = int P(V y in W - V w psi(b), b in db) db, each panel on a
-contour of its own: the law of (V y, b) tilted to where the integrand lives. Lemma 3.4, to relative accuracy.
+Otherwise b is integrated by Gauss-Legendre panels, P(V f in W) = int P(V y in W - V w psi(b), b in db) db, each panel
+on a contour of its own: the law of (V y, b) tilted to where the integrand lives. Lemma 3.4, to relative accuracy.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class ThroughPsi:
         return self.inputs.read(rows @ layer.A, constants)
 
     def probability(self, windows: Windows, tol: float) -> TailProbability:
-        """P(low_a <= <v_a, f> <= high_a for every a), t pairs, to relative accuracy tol; low = high asks for a density."""
+        """P(low_a <= <v_a, f> <= high_a for every a), t pairs, to relative accuracy tol; low = high asks for a
+        density."""
         psi = self.layer.activation
         if psi.pieces is not None:
             return self._by_pieces(windows, tol)
@@ -71,7 +73,7 @@ class ThroughPsi:
         assert psi.pieces is not None
         ends = [-math.inf, *psi.breaks, math.inf]
         boxes = []
-        for (low, high), (slope, intercept) in zip(zip(ends[:-1], ends[1:], strict=True), psi.pieces, strict=True):
+        for (low, high), (slope, intercept) in zip(itertools.pairwise(ends), psi.pieces, strict=True):
             if low < high:
                 shift = self.kappa * (slope * self.layer.threshold + intercept)
                 moved = [(a - s, b - s) for (a, b), s in zip(windows, shift, strict=True)]
@@ -94,7 +96,8 @@ class ThroughPsi:
         (low, high), (rho, const), kappa = windows[0], line, float(self.kappa[0])
         if low == high:
             raise UnsupportedError(
-                "the read-out is a function of b alone, so that its density needs that function's inverse; ask for cdf or tail"
+                "the read-out is a function of b alone, so that its density needs that function's inverse; ask for "
+                "cdf or tail"
             )
         law = self.law().mapped(np.array([[0.0, 1.0]]), np.zeros(1))
         grid = _range_of(law, self.layer, 800.0)
@@ -105,7 +108,7 @@ class ThroughPsi:
         cuts = [-math.inf, *_roots(value, low, grid), *_roots(value, high, grid), math.inf]
         cuts.sort()
         boxes: list[tuple[SourceSum, list[tuple[float, float]]]] = []
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+        for a, b in itertools.pairwise(cuts):
             middle = float(np.clip(0.5 * (max(a, grid[0]) + min(b, grid[-1])), a, b))
             if low <= float(value(np.array([middle]))[0]) <= high:
                 boxes.append((law, [(a, b)]))
@@ -170,7 +173,8 @@ def _reduced(law: SourceSum, windows: list[tuple[float, float]]) -> tuple[Source
         start, stop = windows[a]
         if start == stop:
             raise UnsupportedError(
-                f"read-out {a} is a function of b alone on a linear piece of psi, so that its law may have atoms and its density "
+                f"read-out {a} is a function of b alone on a linear piece of psi, so that its law may have atoms "
+                "and its density "
                 "is not given; ask for cdf or tail"
             )
         flat = abs(rho) * math.sqrt(float((law.loadings[last] ** 2).sum() + law.noise[last, last])) <= 1e-13 * (
@@ -189,7 +193,8 @@ def _reduced(law: SourceSum, windows: list[tuple[float, float]]) -> tuple[Source
 
 
 def _sum_of_boxes(boxes: Sequence[tuple[SourceSum, list[tuple[float, float]]]], tol: float) -> TailProbability:
-    """The sum of disjoint boxes, the largest first; each to the tolerance that the sum needs, or left out and bounded."""
+    """The sum of disjoint boxes, the largest first; each to the tolerance that the sum needs, or left out and
+    bounded."""
     zero = np.zeros(())
     if not boxes:
         return TailProbability.from_logs(np.asarray(-math.inf), {"rounding": zero}, 0, tol)
@@ -219,8 +224,8 @@ def _sum_of_boxes(boxes: Sequence[tuple[SourceSum, list[tuple[float, float]]]], 
 
 
 class _Panels:
-    """The integral over b for smooth psi. Panels are dropped where the saddle-point estimate is far below the whole, and
-    halved where the integrand's Legendre series has not died out."""
+    """The integral over b for smooth psi. Panels are dropped where the saddle-point estimate is far below the whole,
+    and halved where the integrand's Legendre series has not died out."""
 
     def __init__(self, read: ThroughPsi, windows: Windows, tol: float) -> None:
         signs = np.array([-1.0 if low == -math.inf and high < math.inf else 1.0 for low, high in windows])
@@ -245,7 +250,8 @@ class _Panels:
         precision = np.linalg.inv(self.law.noise) if np.linalg.det(self.law.noise) > 0 else None
         if precision is None or not np.all(np.isfinite(precision)):
             raise UnsupportedError(
-                "the Gaussian noise of (V y, b) is degenerate, so that their joint law has no density to invert; raise noise_std"
+                "the Gaussian noise of (V y, b) is degenerate, so that their joint law has no density to invert; "
+                "raise noise_std"
             )
         self.width = 2.5 / math.sqrt(float(precision[-1, -1]))
         self.estimates: dict[float, float] = {}
@@ -286,7 +292,8 @@ class _Panels:
         for pole in self.psi.poles:
             if low <= pole <= high:
                 raise UnsupportedError(
-                    f"psi ({self.psi.text}) has a pole at b = {pole:g}, where b has a density that matters to this probability; "
+                    f"psi ({self.psi.text}) has a pole at b = {pole:g}, where b has a density that matters to this "
+                    "probability; "
                     "move the threshold or the input away from it"
                 )
         peak = int(np.argmax(values))
@@ -333,7 +340,8 @@ class _Panels:
                 break
             whole = min(whole, total) - math.log(max(1.0, scale / self.tol)) - 1.0
         raise ToleranceError(
-            f"the integral over b reached a relative error of {scale + rounding:.2g}, above tol = {self.tol:g}; loosen tol or raise "
+            f"the integral over b reached a relative error of {scale + rounding:.2g}, above tol = {self.tol:g}; "
+            "loosen tol or raise "
             "noise_std"
         )
 
@@ -458,7 +466,9 @@ def _rough_bound(law: SourceSum, boxes: Sequence[Window]) -> float:
         if window.half_line:
             tilts[a] = np.array([0.0, 1.0, 4.0, 16.0]) / std[a]
     edges = sum(w.log_edge(row) for w, row in zip(boxes, tilts, strict=True))
-    dense = sum(-0.5 * math.log(2 * math.pi * v) if w.point else 0.0 for w, v in zip(boxes, np.diag(law.noise), strict=True))
+    dense = sum(
+        -0.5 * math.log(2 * math.pi * v) if w.point else 0.0 for w, v in zip(boxes, np.diag(law.noise), strict=True)
+    )
     return float(np.min(law.log_mgf(tilts) + edges)) + dense
 
 
