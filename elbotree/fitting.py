@@ -121,7 +121,8 @@ def fit(
         progress     called with each accepted `Step`
         checkpoint   folder to keep the state of the run in: written atomically, at most once a second and at the end of
                      each round, so that an interruption at any moment loses no more than the iteration under way
-        resume       go on from that checkpoint, to the same bytes as without the interruption; start anew where there is
+        resume       go on from that checkpoint, to the same bytes as without the interruption (same machine, same versions
+                     of numpy and scipy: floating-point sums depend on them); start anew where there is
                      none yet. The arguments must be the ones it was begun with
 
     Returns a `Fit`. Raises InputError for families or counts that do not fit.
