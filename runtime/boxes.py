@@ -73,7 +73,7 @@ class Window:
         start = self.low if c >= 0 else self.high
         turn = np.exp(-1j * y * start)
         if self.point:
-            return turn
+            return np.asarray(turn)
         if self.half_line:
             return np.asarray(turn / z)
         width = (self.high - self.low) * (1.0 if c >= 0 else -1.0)

@@ -13,6 +13,7 @@ the tail.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -64,11 +65,14 @@ class TailProbability:
         return float(self.value)
 
     @staticmethod
-    def from_logs(log_value: Array, bound: dict[str, Array], nodes: int, tol: float) -> TailProbability:
+    def from_logs(
+        log_value: Array | float, bound: Mapping[str, Array | float], nodes: int, tol: float
+    ) -> TailProbability:
         """From log P and the relative errors by source."""
-        relative, log_value = np.asarray(sum(bound.values()))[()], np.asarray(log_value)[()]
-        value = np.exp(log_value)
-        return TailProbability(value, log_value, value * relative, relative, bound, nodes, tol)
+        parts: dict[str, Array] = {name: np.asarray(part, dtype=np.float64)[()] for name, part in bound.items()}
+        relative, logs = np.asarray(sum(parts.values()))[()], np.asarray(log_value, dtype=np.float64)[()]
+        value = np.exp(logs)
+        return TailProbability(value, logs, value * relative, relative, parts, nodes, tol)
 
     def complement(self) -> TailProbability:
         """1 - P, where P <= 1/2 or so (nothing cancels)."""
@@ -380,7 +384,7 @@ class Line:
             if value > 0 and total <= tol * value:
                 bound = {name: np.float64(p / value) for name, p in zip(SOURCES_OF_ERROR, [*parts, noise], strict=True)}
                 log_value = np.float64(contour.level - contour.c * x + math.log(value))
-                return TailProbability.from_logs(log_value, bound, contour.count, tol)  # type: ignore[arg-type]
+                return TailProbability.from_logs(log_value, bound, contour.count, tol)
             if noise > 0.5 * tol * value:
                 return self._split(x, tol, noise / max(value, 1e-300), contour)
             deeper += math.log(total / (tol * value)) + 0.7
@@ -465,7 +469,7 @@ class Line:
                     parts = {"step": change, "truncation": last, "rounding": noise}
                     bound = {name: np.float64(part / value) for name, part in parts.items()}
                     log_value = np.float64(level - c * x + math.log(value))
-                    return TailProbability.from_logs(log_value, bound, n, tol)  # type: ignore[arg-type]
+                    return TailProbability.from_logs(log_value, bound, n, tol)
         return None
 
     # ------------------------------------------------------------------ curves
@@ -516,7 +520,8 @@ class Line:
         if len(x) > 1:
             half = len(x) // 2
             parts = [self._stretch(part, tol, power) for part in (x[:half], x[half:])]
-            return (*(np.concatenate([p[i] for p in parts]) for i in (0, 1)), parts[0][2] + parts[1][2])
+            (logs, errors, used), (logs2, errors2, used2) = parts
+            return np.concatenate([logs, logs2]), np.concatenate([errors, errors2]), used + used2
         if power == 0:
             law, at = (self, x0) if contour.c > 0 else (self.reflected, -x0)
             bent = law._bent(at, tol, 0)

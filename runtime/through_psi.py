@@ -403,7 +403,7 @@ class _Panels:
         only_b = self.law.mapped(np.eye(2)[[1]], np.zeros(1))
         c, _, _ = saddle(only_b, middle[1:])
         _, mean, hessian = self.law.cumulants(np.array([0.0, c[0]]))
-        return middle[0].low < mean[0] - 0.5 * math.sqrt(hessian[0, 0])
+        return bool(middle[0].low < mean[0] - 0.5 * math.sqrt(hessian[0, 0]))
 
     def _on_contour(self, at: Array, sign: float, target: float) -> tuple[float, Array, float, float, int]:
         """The integrand at b = `at` on one contour; sign -1 takes the other side of the half line."""

@@ -85,7 +85,11 @@ class Component(ABC):
 
     def take(self, i: int) -> Component:
         """The component of source i alone."""
-        return replace(self, **{name: value[i : i + 1] for name, value in vars(self).items()})  # type: ignore[type-var]
+        return self.pick(np.array([i]))
+
+    def pick(self, which: NDArray[np.intp]) -> Component:
+        """The component for some of the sources."""
+        return type(self)(**{name: value[which] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -391,11 +395,11 @@ class Sources:
 
     def cumulants(self, s: Array) -> Cumulants:
         """kappa_i(s_i), kappa_i', kappa_i'', kappa_i''' for s (m, ...) inside the domain."""
-        out = tuple(np.empty_like(s) for _ in range(4))
+        out = (np.empty_like(s), np.empty_like(s), np.empty_like(s), np.empty_like(s))
         for block in self.blocks:
             for level, value in zip(out, _mixed(block, s[block.index]), strict=True):
                 level[block.index] = value
-        return out  # type: ignore[return-value]
+        return out
 
     def log_mgf(self, s: Array) -> Array:
         """kappa_i(s_i) for s (m, ...) inside the domain."""
@@ -427,7 +431,7 @@ class Sources:
         rest = np.delete(np.arange(len(block.index)), place)
         others = [b for j, b in enumerate(self.blocks) if j != which]
         if len(rest):
-            parts = tuple(replace(p, **{n: v[rest] for n, v in vars(p).items()}) for p in block.parts)
+            parts = tuple(part.pick(rest) for part in block.parts)
             others.append(Block(block.index[rest], block.log_weights[:, rest], parts))
         alone = block.take(place)
         return [
