@@ -103,7 +103,7 @@ def _factor(
     out: Any,
     scratch: Any,
 ) -> None:
-    """Source i's factor over k in [lo, hi), lo >= 0: out[0], out[1] the real and imaginary part of phi, out[2], out[3] those of phi'."""
+    """Source i's factor over k in [lo, hi), lo >= 0: out[0], out[1] are Re and Im of phi, out[2], out[3] those of phi'."""
     if table_row[i] < 0:
         for part in range(4 if slope else 2):
             for k in range(lo, hi):

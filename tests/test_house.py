@@ -34,13 +34,14 @@ def test_import_arrows_go_one_way(folder: str) -> None:
     for path in sorted((ROOT / folder).glob("*.py")):
         for module in imports(path):
             for forbidden in FORBIDDEN[folder]:
-                assert module != forbidden and not module.startswith(forbidden + "."), f"{path.name} imports {module}"
+                assert not f"{module}.".startswith(f"{forbidden}."), f"{path.name} imports {module}"
 
 
 def test_the_runtime_alone_loads_no_sympy() -> None:
     modules = [f"elbotree.runtime.{path.stem}" for path in (ROOT / "runtime").glob("*.py") if path.stem != "torch"]
     optional = ("network_torch", "network_onnx")
-    code = f"import sys, importlib\nfor name in {[m for m in modules if not m.endswith(optional)]!r}: importlib.import_module(name)\n"
+    core = [m for m in modules if not m.endswith(optional)]
+    code = f"import sys, importlib\nfor name in {core!r}: importlib.import_module(name)\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "print('sympy' in sys.modules)"], check=True, capture_output=True, text=True
     )

@@ -34,9 +34,9 @@ def by_sum(g: Function, sigma: float) -> float:
 
 
 def by_series(s: Series, period: Period, sigma: float) -> float:
-    """The same through E e^{i p delta c} in closed form."""
+    """The same through E e^{i p delta (c - middle)} in closed form."""
     t = period.delta * np.arange(s.P + 1)
-    X = np.exp(1j * np.outer(t, MEANS)) @ MASSES * np.exp(-0.5 * (t * sigma) ** 2)
+    X = np.exp(1j * np.outer(t, MEANS - period.middle)) @ MASSES * np.exp(-0.5 * (t * sigma) ** 2)
     return float((s.half() @ X).real)
 
 
@@ -100,7 +100,7 @@ def test_series_reproduces_the_function_on_its_range() -> None:
     made = Spectrum(GS["kl"], period, 1e-10).cut(0.0, 1e-10)
     c = np.linspace(-2.0, 3.0, 77)
     p = np.arange(-made.P, made.P + 1)
-    values = np.exp(1j * period.delta * np.outer(c, p)) @ made.coefficients
+    values = np.exp(1j * period.delta * np.outer(c - period.middle, p)) @ made.coefficients
     np.testing.assert_allclose(values.real, GS["kl"](c), atol=1e-9)
     np.testing.assert_allclose(values.imag, 0, atol=1e-12)
 
@@ -142,7 +142,8 @@ def both_ways(g: Callable[[Array, Array], Array], tol: float) -> tuple[float, fl
     periods = [Period(float(a), float(b), 0.5) for a, b in zip(lo, hi, strict=True)]
     made = series_2d(g, periods, COVARIANCE, tol)
     omega = made.modes * np.array([p.delta for p in periods])
-    X = np.exp(1j * omega @ CENTRES.T).mean(axis=1) * np.exp(-0.5 * np.einsum("ni,ij,nj->n", omega, COVARIANCE, omega))
+    turns = np.exp(1j * omega @ (CENTRES - [p.middle for p in periods]).T)
+    X = turns.mean(axis=1) * np.exp(-0.5 * np.einsum("ni,ij,nj->n", omega, COVARIANCE, omega))
     x, w = roots_hermitenorm(160)
     grid = np.stack(np.meshgrid(x, x, indexing="ij"), axis=-1) @ np.linalg.cholesky(COVARIANCE).T
     weights = np.outer(w, w) / (2 * np.pi)
