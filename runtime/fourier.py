@@ -1,7 +1,8 @@
 """Fourier series of functions of one encoder parameter c, on the range where the law of c lives.
 
-A function g on [lo, hi] is continued to a period L >= hi - lo and written g(c) = sum_p ghat(p) e^{i p Delta c},
-Delta = 2 pi / L, so that E g(c) = sum_p ghat(p) E e^{i p Delta c}. Two ways of continuing it, and neither is always best:
+A function g on [lo, hi] is continued to a period L >= hi - lo and written g(c) = sum_p ghat(p) e^{i p Delta (c - mid)},
+Delta = 2 pi / L, mid = (lo + hi) / 2, so that E g(c) = sum_p ghat(p) E e^{i p Delta (c - mid)}. Two ways of continuing
+it, and neither is always best:
 
 * plain (pad 0): L = hi - lo, with the jump at the wrap left in. ghat falls off like 1/p only, but the law's
   characteristic function cuts the sum: right when c carries noise.
@@ -46,6 +47,11 @@ class Period:
     @property
     def delta(self) -> float:
         return 2 * np.pi / self.length
+
+    @property
+    def middle(self) -> float:
+        """Where phases are counted from: a coordinate far from 0 on a narrow range keeps all its digits."""
+        return 0.5 * (self.lo + self.hi)
 
     @property
     def start(self) -> float:
@@ -111,7 +117,7 @@ class Spectrum:
         self.misfit = (0.0, 0.0) if resolved else (worst, step * float(misfit.sum()))
         raw = self._transformed(values, period, tol)
         self.p = np.arange(len(raw))
-        self.raw = raw * np.exp(-1j * period.delta * period.start * self.p)
+        self.raw = raw * (-1.0) ** self.p  # samples start half a period before the middle
 
     def _transformed(self, values: Array, period: Period, tol: float) -> ComplexArray:
         # the window ends where it is tol against the largest value, so that its own jump at the wrap does not matter
@@ -193,7 +199,7 @@ def series_2d(
         window = np.multiply.outer(*[period.window(a, tol) for period, a in zip(periods, x, strict=True)])
         raw = np.fft.fft2(samples(*x) * window) / count**2
         p = np.fft.fftfreq(count, 1.0 / count)
-        raw = raw * np.multiply.outer(*[np.exp(-1j * p * period.delta * period.start) for period in periods])
+        raw = raw * np.multiply.outer((-1.0) ** p, (-1.0) ** p)
         w0, w1 = p[:, None] * periods[0].delta, p[None, :] * periods[1].delta
         size = np.abs(raw) * np.exp(-0.5 * (noise[0, 0] * w0**2 + 2 * noise[0, 1] * w0 * w1 + noise[1, 1] * w1**2))
         order = np.argsort(size, axis=None)

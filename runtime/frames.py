@@ -1,8 +1,9 @@
 """Lattice sums that expectations of encoder parameters are made of, each made once and shared.
 
-An `Axis` is one coordinate c = <row, f> + bias with a period to expand functions of it on. A `Frame` holds, for one or two
-axes and a set of modes n, the numbers X[l, n] = E[psi^l e^{i <omega_n, c>}], Y[l, n] = E[(y - ybar) psi^l e^{..}] and Z of the
-numerics page: everything that the loss and its gradient ask of the pair, whatever the function on it.
+An `Axis` is one coordinate c = <row, f> + bias with a period to expand functions of it on. A `Frame` holds, for one or
+two axes and a set of modes n, the numbers X[l, n] = E[psi^l e^{i <omega_n, c>}], Y[l, n] = E[(y - ybar) psi^l e^{..}] and
+Z of the numerics page: everything that the loss and its gradient ask of the pair, whatever the function on it. In these
+exponents each c is counted from the middle of its period.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Frame:
         self.law, self.transform, self.w = law, transform, w
         self.modes = modes
         steps = np.array([a.delta * a.coordinate.v for a in axes])
-        table = np.array([[a.coordinate.center, a.coordinate.theta, a.coordinate.kappa] for a in axes])
+        parts = [(a.coordinate, a.period.middle) for a in axes]
+        table = np.array([[c.center - middle, c.theta, c.kappa] for c, middle in parts])
         self._center, self._theta, self._alpha = (modes @ (table * np.array([[a.delta] for a in axes]))).T.copy()
         b_step, b_modes = (np.zeros(len(w)), 0) if transform is None else (u * transform.step, transform.modes)
         points = len(modes) * (2.0 * b_modes + 1) * max(1, len(law.priors))
