@@ -118,3 +118,12 @@ def test_no_features_at_all() -> None:
     for term in ("T1", "U1", "U2", "U3", "R2"):
         assert values[term].value == pytest.approx(exact[term], rel=1e-12)
     assert [values[term].value for term in ("R1", "S1", "T2", "T3")] == [0.0] * 4
+
+
+@pytest.mark.parametrize("name", ["relu", "normal-scale"])
+def test_parameters_on_narrow_ranges_keep_their_digits(name: str) -> None:
+    given = problem(name)
+    for q in given["encoder"]:  # c = 1 up to 1e-8
+        q["C"] = [[1e-8 * v for v in row] for row in q["C"]]
+        q["bias"] = [1.0] * len(q["C"])
+    check(et.evaluate(et.Problem.from_dict(given), tol=1e-9), reference_terms(given), 1e-9)
