@@ -112,15 +112,21 @@ class Joint:
         """(V', const) with S = V' y + const, where psi plays no part or an affine one; None otherwise."""
         layer = self.layer
         kappa = self.V @ layer.w
-        if not kappa.any():
+        if (np.abs(kappa) <= 4 * EPS * (np.abs(self.V) @ np.abs(layer.w))).all():  # orthogonal as far as rounding tells
             return self.V, np.zeros(self.t)
-        b = self.inputs.read((layer.A.T @ layer.u)[None], np.array([layer.u @ layer.offset + layer.threshold]))
-        if not b.loadings.any() and not b.noise.any():
-            return self.V, kappa * float(layer.activation(b.shift)[0])
+        if self._constant_b is not None:
+            return self.V, kappa * float(layer.activation(np.array([self._constant_b]))[0])
         if layer.activation.affine is not None:
             slope, intercept = layer.activation.affine
             return self.V + slope * np.outer(kappa, layer.u), kappa * (slope * layer.threshold + intercept)
         return None
+
+    @cached_property
+    def _constant_b(self) -> float | None:
+        """b, where it does not vary."""
+        layer = self.layer
+        b = self.inputs.read((layer.A.T @ layer.u)[None], np.array([layer.u @ layer.offset + layer.threshold]))
+        return None if b.loadings.any() or b.noise.any() else float(b.shift[0])
 
     @cached_property
     def law(self) -> SourceSum | None:
@@ -431,9 +437,8 @@ class Joint:
             slope, intercept = layer.activation.affine
             inner = slope * float(layer.u @ over_row) + (slope * layer.threshold + intercept) * over_constant
             return np.asarray(layer.w * inner)
-        if (self.V @ layer.w).any():  # b is a constant
-            b = np.array([layer.u @ (layer.A @ self.inputs.offset + layer.offset) + layer.threshold])
-            return np.asarray(layer.w * (float(layer.activation(b)[0]) * over_constant))
+        if self._constant_b is not None:
+            return np.asarray(layer.w * (float(layer.activation(np.array([self._constant_b]))[0]) * over_constant))
         return np.asarray(-layer.w * (float(layer.w @ over_row) / float(layer.w @ layer.w)))
 
 
