@@ -31,7 +31,7 @@ from elbotree.runtime.output_law import OutputLaw
 
 Array = NDArray[np.float64]
 
-_COMPILE_FROM = 600  # pairs times sources (twice over): n = 8 is below, n = 9 above
+_COMPILE_FROM = 100_000  # pairs times sources times digits cubed: n = 8 at tol 1e-4 is below, n = 8 at 1e-6 above
 _AT_ONCE = 64  # pairs whose lattices are walked together, in threads
 _KEPT_BYTES = 1 << 30  # frames of pairs are kept for the next expectation on the same pair up to this much memory
 
@@ -71,9 +71,9 @@ class SpectralExpectations:
         )
         self._threads = threads or os.cpu_count() or 1
         self.w = layer.w
-        # compiled loops pay from about a dozen features on; a rule by size, not by time, gives the same bits every time
-        size = len(encoder) ** 2 * len(self.output.lattice_law.priors)
-        self._compiled = size > (_COMPILE_FROM if gradient_tol is None else _COMPILE_FROM // 6)
+        # compiled loops pay from a certain amount of work on; a rule by size, not by time, gives the same bits every time
+        size = len(encoder) ** 2 * len(self.output.lattice_law.priors) * np.log10(1 / self.pair_tol) ** 3
+        self._compiled = bool(size > (_COMPILE_FROM if gradient_tol is None else _COMPILE_FROM / 6))
         self._coordinates: dict[tuple[int, int], Coordinate] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
         self._paddings: dict[tuple[int, int, int, int], int] = {}
