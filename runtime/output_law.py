@@ -92,6 +92,8 @@ class OutputLaw:
             if wanted >= log_epsilon - 0.5:
                 break
             log_epsilon = wanted
+        else:  # psi grows faster than the tails fall: the error will say so
+            lo, hi = tails.bounds(log_epsilon)
         return lo, hi, float(log_epsilon)
 
     @cached_property
@@ -191,8 +193,10 @@ class OutputLaw:
         if along is None:
             return Estimate.of(one, error)
         shift = self.y.mean - (0.0 if centre is None else centre)
-        spread = float(np.sqrt(along @ self.y.covariance() @ along)) + abs(float(shift @ along))
-        return Estimate.of(float(along @ vector + (shift @ along) * one), error * (1.0 + 8 * spread))
+        # how large <y, along> is where b leaves its range: 8 standard deviations, or more where features are rare and large
+        tails = Tails(self.y, along)
+        reach = max(8 * tails.std, *np.abs(tails.bounds(self._b_range[2]))) + abs(float(shift @ along))
+        return Estimate.of(float(along @ vector + (shift @ along) * one), error * (1.0 + reach))
 
     def _of_b_quadratic(self, g: Callable[[Array], Array], along: Array | None, centre: Array | None) -> Estimate:
         """of_b without a density of b, for g a polynomial of degree at most 2 (affine psi and its square)."""
