@@ -296,6 +296,8 @@ def _check_masses(family: Family, at: dict[sp.Symbol, sp.Expr], probe: sp.Expr) 
     mean = sum(m * p for m, p in zip(masses, family.points, strict=True))
     variance = sum(m * (p - mean) ** 2 for m, p in zip(masses, family.points, strict=True))
     _compare(family, "its variance is wrong", probe, variance, _number(family.variance, at))
+    entropy = -sum(m * sp.log(m).evalf() for m in masses if m > 0)
+    _compare(family, "its entropy is wrong", probe, entropy, _number(family.entropy, at))
 
 
 def _check_density(family: Family, at: dict[sp.Symbol, sp.Expr], probe: sp.Expr) -> None:

@@ -143,7 +143,7 @@ MUTATIONS = (
         FAMILY_TESTS,
     ),
     Mutation("families.masses.kl", FAMILIES, "mass * (own - other)", "mass * (other - own)", FAMILY_TESTS),
-    Mutation("families.masses.entropy", FAMILIES, "entropy=-sp.Add(", "entropy=sp.Add(", FAMILY_TESTS),
+    Mutation("families.masses.entropy", FAMILIES, "entropy=-sp.Add(", "entropy=sp.Add(", REGISTRATION_TESTS),
     Mutation(
         "families.bernoulli.variance",
         FAMILIES,

@@ -6,7 +6,7 @@ import pytest
 import sympy
 from sympy import Rational
 
-from elbotree.derivation import derive
+from elbotree.derivation import derive, families
 from elbotree.derivation import notation as nt
 from elbotree.derivation.activations import analyse
 from elbotree.derivation.specialise import Specialisation, put_in, specialise
@@ -93,3 +93,14 @@ def test_a_constant_psi_is_affine() -> None:
     u2 = put_in(TREE["U2"].expression, analyse("3"))
     assert u2 == 2 * nt.Expectation(3 * nt.Inner(nt.y - nt.mu2, nt.w), nt.X1)
     assert isinstance(u2, sympy.Expr)
+
+
+def test_a_quadratic_mean_is_a_moment_alone_but_not_in_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "_registry", dict(families._registry))
+    c, beta = families.C[0], families.BETA
+    log_density = -((beta - c**2) ** 2) / 2 - sympy.log(2 * sympy.pi) / 2
+    known = {"mean": c**2, "variance": sympy.Integer(1), "entropy": sympy.log(2 * sympy.pi * sympy.E) / 2}
+    families.add_family(families.describe_density("bent", log_density, t=1, law="N(c^2, 1)", **known))
+    found = specialise(TREE, "relu", "bent")
+    assert [int(found[name].dimensions[1]) for name in ("S1", "T2", "T3")] == [0, 2, 3]
+    assert "bent: s(c) = c0**2, quadratic" in found["T3"].said
