@@ -114,7 +114,7 @@ class PointPart(Component):
         return phase(self.at)
 
     def mgf(self, w: ComplexArray) -> ComplexArray:
-        return np.exp(_column(self.at, w) * w)
+        return np.exp(_column(self.at, w) * w) if self.at.any() else np.ones_like(w)
 
     def slope(self, w: ComplexArray, value: ComplexArray) -> ComplexArray:
         return _column(self.at, w) * value
@@ -198,7 +198,15 @@ class GammaPart(Component):
         return np.asarray(out * phase(self.start) if self.start.any() else out, dtype=np.complex128)
 
     def mgf(self, w: ComplexArray) -> ComplexArray:
-        return np.exp(_column(self.start, w) * w) * (1 - self._signed(w) * w) ** -_column(self.shape, w)
+        base = 1 - self._signed(w) * w
+        whole = int(self.shape[0])
+        if whole <= 4 and (self.shape == whole).all():
+            out = 1 / base
+            for _ in range(whole - 1):
+                out /= base
+        else:
+            out = base ** -_column(self.shape, w)
+        return np.asarray(out * np.exp(_column(self.start, w) * w) if self.start.any() else out)
 
     def slope(self, w: ComplexArray, value: ComplexArray) -> ComplexArray:
         g = self._signed(w)
