@@ -1,7 +1,8 @@
 """A bound on the time that sympy may take over one question: `within(seconds, work)`.
 
 The clock is read from a profile hook of the calling thread (`sys.setprofile`), which sees every call and return that
-`work` makes, and raises there once the time is up. That works in any thread and on every system, needs no signal that
+`work` makes, and raises there once the thread has computed for that long (its own time, so that a busy machine does
+not change what is found). That works in any thread and on every system, needs no signal that
 the program may use for itself, and no second process that would import sympy again; it costs about twice the time.
 Where a profiler already sits on the thread it is left alone, and `work` runs unbounded."""
 
@@ -23,10 +24,10 @@ def within(seconds: float, work: Callable[[], Result]) -> Result | None:
     """The result of `work()`, or None when it has not ended after so many seconds. Its exceptions pass through."""
     if sys.getprofile() is not None:
         return work()
-    end = time.monotonic() + seconds
+    end = time.thread_time() + seconds
 
     def look(frame: Any, event: str, argument: Any) -> None:
-        if time.monotonic() > end:
+        if time.thread_time() > end:
             raise _Late
 
     sys.setprofile(look)

@@ -180,13 +180,14 @@ def _integral(integrand: sp.Expr, support: tuple[sp.Expr, sp.Expr], seconds: flo
     """The integral over the support in closed form and simplified, or None: not found, or not in time."""
 
     # What does not vary with beta is one positive number to the integral, whatever function of c it is.
-    fixed = sorted(integrand.atoms(Softplus, Sigmoid), key=sp.default_sort_key)
+    wide = sp.expand(integrand)
+    fixed = sorted(wide.atoms(Softplus, Sigmoid, sp.exp), key=sp.default_sort_key)
     names = {part: sp.Dummy("k", positive=True) for part in fixed if not part.has(BETA)}
-    bare = integrand.xreplace(names)
     back = {dummy: part for part, dummy in names.items()}
 
     def work() -> sp.Expr:
-        return sp.simplify(sp.integrate(sp.expand(bare), (BETA, *support), conds="none")).xreplace(back)
+        found = sp.integrate(wide.xreplace(names), (BETA, *support), conds="none")
+        return sp.simplify(found.xreplace(back))
 
     try:
         found = within(seconds, work)

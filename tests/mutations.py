@@ -338,7 +338,11 @@ MUTATIONS = (
     Mutation("registration.reach", REGISTRATION, "if 1 - inside > 1e-9:", "if False:", REGISTRATION_TESTS),
     Mutation("registration.unknown", REGISTRATION, "    if unknown:\n", "    if False:\n", REGISTRATION_TESTS),
     Mutation(
-        "registration.deadline", "derivation/deadline.py", "raise _Late\n", "pass\n    end = end\n", REGISTRATION_TESTS
+        "registration.deadline",
+        "derivation/deadline.py",
+        "if time.thread_time() > end:",
+        "if time.thread_time() > end + 10:",
+        REGISTRATION_TESTS,
     ),
     Mutation(
         "quadrature.variance",
