@@ -378,8 +378,8 @@ MUTATIONS = (
     Mutation(
         "sae.constant",
         "runtime/sae.py",
-        "return 0.5 * n * math.log(2 * math.pi * self.rho) +",
-        "return 0.5 * len(self.b_enc) * math.log(2 * math.pi * self.rho) +",
+        "n = self.W_dec.shape[1]",
+        "n = self.W_dec.shape[0]",
         SAE_TESTS,
     ),
     Mutation("sae.centre", "runtime/sae.py", "seen = rows - self.b_dec if", "seen = rows + self.b_dec if", SAE_TESTS),
