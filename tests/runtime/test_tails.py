@@ -194,7 +194,9 @@ class TestUpper:
             law.upper(0.5, 1e-10)
 
     def test_no_noise_is_an_error(self) -> None:
-        with pytest.raises(et.UnsupportedError, match=r"carries no Gaussian noise .* give the input model a small noise_std"):
+        with pytest.raises(
+            et.UnsupportedError, match=r"carries no Gaussian noise .* give the input model a small noise_std"
+        ):
             line(et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.0), [1.0])
 
     def test_mixtures_of_normals_bring_their_own_noise(self) -> None:
