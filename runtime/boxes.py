@@ -21,7 +21,7 @@ from scipy.special import chdtrc, chdtri
 
 from elbotree.runtime.errors import ToleranceError, UnsupportedError
 from elbotree.runtime.source_sums import SourceSum
-from elbotree.runtime.tails import EPS, TailProbability
+from elbotree.runtime.tails import EPS, Line, TailProbability
 from elbotree.runtime.tilted_sources import TiltedSources, log_sinhc, powers
 
 Array = NDArray[np.float64]
@@ -175,46 +175,82 @@ def _check_noise(law: SourceSum) -> None:
 
 
 def _box(law: SourceSum, boxes: list[Window], tol: float) -> TailProbability:
-    """The same for oriented windows: half lines that do not bind are taken as 1 - their complement."""
+    """The same for oriented windows. A half line that does not bind is 1 - its complement, an interval with one end far
+    out is a half line less another: what is taken away is the smaller part, and contours keep their steps long."""
+    if not boxes:
+        return TailProbability.from_logs(0.0, {"rounding": 0.0}, 0, tol)
+    if len(boxes) == 1 and boxes[0].half_line:
+        return Line.of(law).upper(boxes[0].low, tol)
     for a, window in enumerate(boxes):
-        if window.half_line and len(boxes) > 0:
+        if window.half_line and _loose(law, boxes, a):
             rest = [b for b in range(len(boxes)) if b != a]
-            others = _part(law, rest)
-            center = np.zeros(len(boxes))
-            if rest:
-                center[rest] = saddle(others, [boxes[b] for b in rest])[0]
-            _, mean, hessian = law.cumulants(center)
-            if window.low < mean[a] - 0.5 * math.sqrt(hessian[a, a]):
-                return _difference(law, boxes, a, tol)
+            whole = _box(_part(law, rest), [boxes[b] for b in rest], max(0.3 * tol, LEAST_TOL))
+            return _less(whole, *_flipped(law, boxes, a, math.inf), tol)
+        if not window.half_line and not window.point:
+            near, far = min(_ends(law, boxes, a), _ends(*_flipped(law, boxes, a, window.high), a), key=_apart)
+            if _apart((near, far)) < -2.0:
+                return _less(_box(near.law, near.boxes, max(0.3 * tol, LEAST_TOL)), far.law, far.boxes, tol)
     return _contour(law, boxes, tol)
+
+
+@dataclass(frozen=True)
+class _HalfLine:
+    """A law and windows whose interval has become a half line, with log of a bound on the probability."""
+
+    law: SourceSum
+    boxes: list[Window]
+    bound: float
+
+
+def _ends(law: SourceSum, boxes: list[Window], a: int) -> tuple[_HalfLine, _HalfLine]:
+    """The interval S_a in [low, high] as the half lines above low and above high."""
+    found = []
+    for end in (boxes[a].low, boxes[a].high):
+        ready = [*boxes[:a], Window(end, math.inf), *boxes[a + 1 :]]
+        found.append(_HalfLine(law, ready, _chernoff(law, ready)[2]))
+    return found[0], found[1]
+
+
+def _apart(ends: tuple[_HalfLine, _HalfLine]) -> float:
+    """log of how much of the half line lies beyond the far end, at most about."""
+    near, far = ends
+    return far.bound - near.bound
+
+
+def _loose(law: SourceSum, boxes: list[Window], a: int) -> bool:
+    """Whether S_a, tilted to where the other windows are, lies above the end of its half line anyhow."""
+    rest = [b for b in range(len(boxes)) if b != a]
+    center = np.zeros(len(boxes))
+    center[rest] = saddle(_part(law, rest), [boxes[b] for b in rest])[0]
+    _, mean, hessian = law.cumulants(center)
+    return bool(boxes[a].low < mean[a] - 0.5 * math.sqrt(hessian[a, a]))
 
 
 def _part(law: SourceSum, rows: list[int]) -> SourceSum:
     return law.mapped(np.eye(law.dimension)[rows], np.zeros(len(rows)))
 
 
-def _difference(law: SourceSum, boxes: list[Window], a: int, tol: float) -> TailProbability:
-    """P(.., S_a > q) = P(..) - P(.., S_a < q), where the second is the smaller part of the first."""
-    rest = [b for b in range(len(boxes)) if b != a]
-    zero = np.zeros(())
-    whole = TailProbability.from_logs(zero, {"rounding": zero}, 0, tol)
-    if rest:
-        whole = _box(_part(law, rest), [boxes[b] for b in rest], max(0.3 * tol, LEAST_TOL))
-    flipped = np.eye(len(boxes))
-    flipped[a, a] = -1.0
-    mirrored = [Window(-w.low, math.inf) if b == a else w for b, w in enumerate(boxes)]
-    other = law.mapped(flipped, np.zeros(len(boxes)))
-    _, estimate, _ = _chernoff(other, mirrored)
+def _flipped(law: SourceSum, boxes: list[Window], a: int, high: float) -> tuple[SourceSum, list[Window]]:
+    """The law with -S_a in place of S_a, and its window [-high, -low]; for high = inf the other side, [-low, inf]."""
+    T = np.eye(law.dimension)
+    T[a, a] = -1.0
+    own = Window(-boxes[a].low, math.inf) if high == math.inf else Window(-high, -boxes[a].low)
+    return law.mapped(T, np.zeros(law.dimension)), [*boxes[:a], own, *boxes[a + 1 :]]
+
+
+def _less(whole: TailProbability, law: SourceSum, boxes: list[Window], tol: float) -> TailProbability:
+    """The probability `whole` less that of a box inside it."""
+    _, estimate, _ = _chernoff(law, boxes)
     slack = math.exp(min(max(float(whole.log_value) - estimate, 0.0), 600.0))
-    part = _box(other, mirrored, min(0.05, max(0.3 * tol, LEAST_TOL) * slack))
+    part = _box(law, boxes, min(0.05, max(0.3 * tol, LEAST_TOL) * slack))
     share = math.exp(float(part.log_value) - float(whole.log_value))
     if share > 0.9:
         raise ToleranceError(
             f"the box holds a share of {1 - share:.2g} of a set that it is the difference of; loosen tol = {tol:g}"
         )
-    names = {*whole.bound, *part.bound}
     zero = np.zeros(())
-    bounds = {n: (whole.bound.get(n, zero) + share * part.bound.get(n, zero)) / (1 - share) for n in sorted(names)}
+    names = sorted({*whole.bound, *part.bound})
+    bounds = {n: (whole.bound.get(n, zero) + share * part.bound.get(n, zero)) / (1 - share) for n in names}
     log_value = np.asarray(whole.log_value + math.log1p(-share))
     out = TailProbability.from_logs(log_value, bounds, whole.nodes + part.nodes, tol)
     if not out.relative_error <= tol:
@@ -228,6 +264,8 @@ def _difference(law: SourceSum, boxes: list[Window], a: int, tol: float) -> Tail
 def saddle(law: SourceSum, boxes: Sequence[Window], start: Array | None = None) -> tuple[Array, float, Array]:
     """The c that minimises K(c) + sum_a log What_a(c_a), a convex function; its value and Hessian there."""
     d = len(boxes)
+    if d == 0:
+        return np.zeros(0), 0.0, np.zeros((0, 0))
     if start is not None:
         warm = _objective(law, boxes, start)
         if math.isfinite(warm[0]):

@@ -151,8 +151,9 @@ def _multiple(law: SourceSum) -> tuple[float | None, float]:
         return None, 0.0
     rho = float(size[0, 1] / size[1, 1])
     row = np.array([1.0, -rho])
-    left = float(row @ size @ row)
-    if left > 1e-22 * (size[0, 0] + rho**2 * size[1, 1]):
+    apart, left = float(np.linalg.norm(row @ loads)), float(row @ noise @ row)
+    scale = size[0, 0] + rho**2 * size[1, 1]
+    if apart > 1e-11 * math.sqrt(scale) or left > 1e-14 * scale:  # as far as rounding tells
         return None, 0.0
     return rho, float(law.shift[0] - rho * law.shift[1])
 
@@ -223,6 +224,23 @@ def _sum_of_boxes(boxes: Sequence[tuple[SourceSum, list[tuple[float, float]]]], 
     return out
 
 
+@dataclass(frozen=True)
+class _OnPanel:
+    """The integrand at the Gauss-Legendre nodes of a panel, over e^log_scale, and what it may be off by at each.
+
+    alias     log of the bound on aliases and truncation
+    density   log of the bound on the error of the density of b, -inf where it was not used
+    rounding  over e^log_scale
+    """
+
+    log_scale: float
+    values: Array
+    alias: float
+    density: float
+    rounding: float
+    nodes: int
+
+
 class _Panels:
     """The integral over b for smooth psi. Panels are dropped where the saddle-point estimate is far below the whole,
     and halved where the integrand's Legendre series has not died out."""
@@ -256,7 +274,6 @@ class _Panels:
         self.width = 2.5 / math.sqrt(float(precision[-1, -1]))
         self.estimates: dict[float, float] = {}
         self.saddle: Array | None = None  # the last one found, a good start for the next
-        self.of_densities = 0.0  # the relative error of densities of b that were used
         self.marginal = Line.of(law.mapped(np.eye(law.dimension)[[-1]], np.zeros(1)))
 
     def boxes(self, b: float) -> list[Window]:
@@ -329,7 +346,7 @@ class _Panels:
             logs, errors, roundings, nodes = self._integrate(list(todo), whole)
             total = float(np.logaddexp.reduce(logs))
             scale = np.exp(np.minimum(np.array(errors) - total, 300.0)).sum()
-            rounding = np.exp(np.minimum(np.array(roundings) - total, 300.0)).sum() + self.of_densities
+            rounding = np.exp(np.minimum(np.array(roundings) - total, 300.0)).sum()
             if scale + rounding <= self.tol:
                 edge = max(self.estimate(min(p[0] for p in todo)), self.estimate(max(p[1] for p in todo)))
                 beyond = math.exp(edge - total) * 2 * self.width
@@ -359,11 +376,12 @@ class _Panels:
         while todo:
             a, b = todo.pop()
             floor = max(whole, found) + budget  # the whole may turn out larger than its estimate
-            log_scale, values, alias, noise, used = self._panel(a, b, floor)
-            nodes += used
+            at_nodes = self._panel(a, b, floor)
+            log_scale, values, alias = at_nodes.log_scale, at_nodes.values, at_nodes.alias
+            nodes += at_nodes.nodes
             half = 0.5 * (b - a)
             _, w = gauss_legendre(_NODES)
-            unresolved, noisy = half * float(np.abs(_last_coefficients(values)).max()), 2 * half * noise
+            unresolved, noisy = half * float(np.abs(_last_coefficients(values)).max()), 2 * half * at_nodes.rounding
             # a series that rounding keeps from dying out is not helped by halving, a contour that loses digits is
             rough = unresolved > 10 * noisy and math.log(unresolved + 1e-300) + log_scale > floor + math.log(5.0)
             lossy = math.log(noisy + 1e-300) + log_scale > floor + math.log(15.0)
@@ -376,12 +394,13 @@ class _Panels:
                 continue
             logs.append(log_scale + math.log(max(half * float(w @ values), 1e-300)))
             found = float(np.logaddexp(found, logs[-1]))
-            errors.append(float(np.logaddexp(log_scale + math.log(unresolved + 1e-300), alias + math.log(2 * half))))
+            others = np.logaddexp(alias, at_nodes.density) + math.log(2 * half)
+            errors.append(float(np.logaddexp(log_scale + math.log(unresolved + 1e-300), others)))
             roundings.append(log_scale + math.log(noisy + 1e-300))
         return logs, errors, roundings, nodes
 
-    def _panel(self, a: float, b: float, floor: float) -> tuple[float, Array, float, float, int]:
-        """The integrand at Gauss-Legendre nodes: (log scale, values, log of the other errors, rounding, nodes).
+    def _panel(self, a: float, b: float, floor: float) -> _OnPanel:
+        """The integrand at Gauss-Legendre nodes.
 
         One read-out whose half line does not bind is taken as the density of b minus the rest.
         """
@@ -391,12 +410,21 @@ class _Panels:
         middle = self.boxes(0.5 * (a + b))
         if len(middle) != 2 or not middle[0].half_line or not self._loose(middle):
             return self._on_contour(at, 1.0, target)
-        log_density, relative, _ = self.marginal.curve(at, 1e-2 * self.tol, 0)
-        scale, values, alias, noise, used = self._on_contour(at, -1.0, target)
+        tol = min(self._tol_of_density(end, target) for end in (a, 0.5 * (a + b), b))
+        log_density, relative, _ = self.marginal.curve(at, tol, 0)
+        rest = self._on_contour(at, -1.0, target)
         top = float(log_density.max())
-        share = math.exp(min(scale - top, 300.0))
-        self.of_densities = max(self.of_densities, float(relative.max()))
-        return top, np.exp(log_density - top) - share * values, alias, share * noise + EPS, used
+        share = math.exp(min(rest.log_scale - top, 300.0))
+        values = np.exp(log_density - top) - share * rest.values
+        density = float((log_density + np.log(relative)).max())
+        return _OnPanel(top, values, rest.alias, density, share * rest.rounding + EPS, rest.nodes)
+
+    def _tol_of_density(self, b: float, target: float) -> float:
+        """The relative tolerance for the density at b that brings its error down to e^target, or a tenth of tol."""
+        x = b - self.marginal.shift
+        c, K2 = self.marginal._saddle(x, 0)
+        size = float(self.marginal._K(np.array([c]))[0]) - c * x - 0.5 * math.log(2 * math.pi * K2)
+        return min(0.05, max(0.1 * self.tol, math.exp(min(target - size, 0.0))))
 
     def _loose(self, middle: list[Window]) -> bool:
         """Whether <v, y> given b, tilted to where b is, lies above the half line's end."""
@@ -405,7 +433,7 @@ class _Panels:
         _, mean, hessian = self.law.cumulants(np.array([0.0, c[0]]))
         return bool(middle[0].low < mean[0] - 0.5 * math.sqrt(hessian[0, 0]))
 
-    def _on_contour(self, at: Array, sign: float, target: float) -> tuple[float, Array, float, float, int]:
+    def _on_contour(self, at: Array, sign: float, target: float) -> _OnPanel:
         """The integrand at b = `at` on one contour; sign -1 takes the other side of the half line."""
         law, kappa, windows = self.law, self.kappa, self.windows
         if sign < 0:
@@ -421,7 +449,7 @@ class _Panels:
         tried = [boxes[j] for j in (0, len(at) // 2, len(at) - 1)]
         likely = [ready for ready in tried if _rough_bound(law, ready) > target - 8.0]
         if not likely:
-            return target, np.zeros(len(at)), target - 5.0, 0.0, 0
+            return _OnPanel(target, np.zeros(len(at)), target - 5.0, -math.inf, 0.0, 0)
         saddles = [saddle(law, ready, None if sign < 0 else self.saddle) for ready in likely]
         sizes = [value - 0.5 * float(np.linalg.slogdet(hessian)[1]) for _, value, hessian in saddles]
         middle, c = likely[int(np.argmax(sizes))], saddles[int(np.argmax(sizes))][0]
@@ -452,7 +480,8 @@ class _Panels:
             drift = max(drift, above)
         widths = sum(w.log_transform(float(v))[0] for w, v in zip(middle, c, strict=True)) - _edges(middle, c)
         truncation = scale + math.log(made.truncation + 1e-300) + widths
-        return scale, values, float(np.logaddexp.reduce([*aliases, truncation])) + drift, noise, y.shape[1]
+        alias = float(np.logaddexp.reduce([*aliases, truncation])) + drift
+        return _OnPanel(scale, values, alias, -math.inf, noise, y.shape[1])
 
 
 def _rough_bound(law: SourceSum, boxes: Sequence[Window]) -> float:

@@ -167,6 +167,11 @@ class TestAffine:
             assert abs(float(found.value) - exact) <= float(found.error) + 1e-13
             assert float(joint.expect(lambda s, k=k: s**k).value) == pytest.approx(exact, abs=1e-9)
 
+    def test_an_interval_that_holds_nearly_everything_stays_below_one(self, model) -> None:
+        found = model.marginal([1.0, -0.5, 0.2]).probability([(-50.0, 60.0)])
+        assert float(found.value) <= 1.0
+        assert 1.0 - float(found.value) <= float(found.error)
+
     def test_expectation_with_a_kink(self, model) -> None:
         v = np.array([1.0, -0.5, 0.2])
         sigma = 0.3 * np.linalg.norm(v)
@@ -287,6 +292,20 @@ class TestThroughPsi:
         share = float(np.mean((rows > [1.0, 0.4]).all(axis=1)))
         assert abs(float(parts[0].value) - share) < 5 * math.sqrt(share / len(rows))
 
+    @pytest.mark.parametrize("far", [60.0, 1e4])
+    def test_an_interval_with_one_end_far_out(self, model, far) -> None:
+        """What lies beyond the far end is nothing: the interval is the tail, at any width."""
+        joint = et.joint(layer("relu"), model, self.V)
+        tail = float(joint.tail(1.0, 1e-12).log_value)
+        check(joint.probability([(1.0, far)]), tail)
+
+    @pytest.mark.parametrize("k", [1.5, 3.0, 4.5])
+    def test_panels_that_take_the_density_of_b(self, model, k) -> None:
+        """Where the half line does not bind at some b, the density of b is used there, to what the whole asks for."""
+        made = layer("square")
+        q = 0.5 + 1.2 * k
+        check(et.joint(made, model, self.V).tail(q), log_tail(made, model, self.V, q))
+
     @pytest.mark.parametrize("psi", ["relu", "tanh"])
     def test_functions_of_b_alone(self, psi) -> None:
         """One dimension: f = y + w psi(y - theta) is increasing, so that P(f > q) = P(y > f^-1(q))."""
@@ -294,7 +313,7 @@ class TestThroughPsi:
         made = et.Layer([[1.0]], [1.5], [1.0], psi, threshold=-0.3)
         for y in (-0.5, 0.3, 2.0, 8.0):
             q = float(made(np.array([[y]]))[0, 0])
-            check(et.joint(made, model, [1.0]).tail(q), float(model.marginal([1.0]).tail(y).log_value), 2e-10)
+            check(et.joint(made, model, [1.0]).tail(q), float(model.marginal([1.0]).tail(y, 1e-13).log_value))
 
     def test_an_atom(self) -> None:
         """f = y - relu(y) = min(y, 0) is 0 with probability P(y > 0): jumps in the distribution, no density there."""
