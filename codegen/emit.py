@@ -617,14 +617,17 @@ def _facts(tree: LossTree, psi: str, families: Sequence[str], version: str) -> l
 def evaluate_function(tree: LossTree) -> str:
     """Source of evaluate(law, p): the leaves first, then the inner nodes from the deepest up."""
     lines = ["value = {}"]
-    lines += [f'value["{name}"] = {name}(law, p)' for name in tree.leaves]
+    for name in tree.leaves:
+        lines += [f'value["{name}"] = {name}(law, p)', f'done("{name}")']
     for node in reversed(tuple(tree)):
         if node.children:
             given = ", ".join(f'value["{child}"]' for child in node.children)
             lines.append(f'value["{node.name}"] = {node.name}({given}{", p" if node.factor != 1 else ""})')
     order = ", ".join(f'"{name}"' for name in tree.names)
     lines.append(f"return {{name: value[name] for name in ({order})}}")
-    return _function("evaluate", _LAW_AND_PROBLEM, "dict[str, rt.Estimate]", lines, "all nodes of the tree")
+    signature = f"{_LAW_AND_PROBLEM}, done=lambda leaf: None"
+    comment = "all nodes of the tree; done(name) is called after each leaf, for whoever wants to know how long it took"
+    return _function("evaluate", signature, "dict[str, rt.Estimate]", lines, comment)
 
 
 def _function(name: str, signature: str, returns: str, body: Sequence[str], comment: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -72,6 +72,13 @@ _FORMAT = click.option(
     help="How to print.",
 )
 _PATH = click.Path(path_type=Path)
+_OF = click.option(
+    "--of",
+    "which",
+    type=click.Choice(["input", "output", "model"]),
+    help="The input model, the layer's output, or the model of it (of a chain the last).  [default: model for a folder, "
+    "output for a problem]",
+)
 
 
 @click.group(cls=_Verbs, context_settings=_CONTEXT)
@@ -166,7 +173,7 @@ def kernels(psi: str, families: tuple[str, ...], out: Path | None, explain: bool
         _note(f"wrote {out}")
 
 
-@main.command()
+@main.command(short_help="The twelve terms of the loss, each with its error.")
 @click.argument("problem", type=_PATH)
 @click.option("--tol", type=float, help="Error allowed at each term, relative to max(1, |value|).  [default: 1e-6]")
 @click.option("--method", type=click.Choice(["spectral", "grid"]), default="spectral", show_default=True)
@@ -193,7 +200,7 @@ def evaluate(
     _print_values(values, style)
 
 
-@main.command()
+@main.command(short_help="Fit a feature model and its encoder to a layer's output.")
 @click.argument("problem", type=_PATH)
 @click.option("--features", type=int, help="Features of the model.  [default: those of the input, and one along w]")
 @click.option("--family", default="tilted", show_default=True, help="Posterior family of all features.")
@@ -248,67 +255,55 @@ def fit(
     _print_values(fitted.values, style)
 
 
-@main.command()
+@main.command(short_help="Draw rows from an input, an output or a model.")
 @click.argument("source", type=_PATH)
 @click.option("-n", "--rows", "count", type=click.IntRange(min=1), default=10, show_default=True, help="How many rows.")
-@click.option(
-    "--of",
-    "which",
-    type=click.Choice(["input", "output", "model"]),
-    help="The input model, the layer's output, or the model of it.  [default: model for a folder, input for a problem]",
-)
+@_OF
 @click.option("--seed", type=int, default=0, show_default=True)
-def sample(source: Path, count: int, which: str | None, seed: int) -> None:
-    """Draw rows from a feature model, as CSV without a header, from SOURCE: a fit's folder or a problem's JSON file.
+@_FORMAT
+def sample(source: Path, count: int, which: str | None, seed: int, style: str) -> None:
+    """Draw rows from a law, as CSV without a header, from SOURCE: a problem's JSON file or a folder of a fit or a chain.
 
     \b
     elbotree sample fitted -n 1000 > rows.csv
-    elbotree sample problem.json -n 5 --of output
+    elbotree sample problem.json -n 5 --of input
     """
     import numpy as np
 
-    from elbotree.fitting import load_problem
+    from elbotree.sources import law_of, read_source
 
-    problem = load_problem(source)
-    rng = np.random.default_rng(seed)
-    which = which or ("model" if source.is_dir() else "input")
-    rows = (problem.model if which == "model" else problem.input).sample(count, rng)
-    if which == "output":
-        rows = problem.layer(rows)
-    np.savetxt(sys.stdout, rows, delimiter=",", fmt="%.17g")
+    model, layers = law_of(read_source(source), which)
+    rows = model.sample(count, np.random.default_rng(seed))
+    for layer in layers:
+        rows = layer(rows)
+    if style == "json":
+        _print(json.dumps({"seed": seed, "rows": rows.tolist()}))
+    else:
+        np.savetxt(sys.stdout, rows, delimiter=",", fmt="%.17g")
 
 
-@main.command()
+@main.command(short_help="P(<v, x> > x0), however rare.")
 @click.argument("source", type=_PATH)
 @click.option("--row", required=True, metavar="V", help="The read-out v of P(<v, x> > x0), comma-separated.")
 @click.option("--above", required=True, metavar="X0", help="One threshold, or several, comma-separated.")
-@click.option(
-    "--of",
-    "which",
-    type=click.Choice(["input", "output", "model"]),
-    help="The input model, the layer's output, or the model of it.  [default: model for a folder, output for a problem]",
-)
+@_OF
 @click.option("--tol", type=float, default=1e-10, show_default=True, help="Error allowed, relative to the probability.")
 @_FORMAT
 def tail(source: Path, row: str, above: str, which: str | None, tol: float, style: str) -> None:
     """Probability that a read-out exceeds a threshold, to relative accuracy however rare the event.
 
-    SOURCE is a fit's folder or a problem's JSON file.
+    SOURCE is a problem's JSON file, or the folder of a fit or of a chain.
 
     \b
-    elbotree tail problem.json --row 1,0,0 --above 2.5
+    elbotree tail problem.json --row 1,0 --above 2.5
     elbotree tail fitted --row=0.5,-1 --above 3,4,5 --tol 1e-8 --format json
     """
     import elbotree
-    from elbotree.fitting import load_problem
+    from elbotree.sources import law_of, one_layer, read_source
 
-    problem = load_problem(source)
     v, points = _numbers(row, "--row"), _numbers(above, "--above")
-    which = which or ("model" if source.is_dir() else "output")
-    if which == "output":
-        law = elbotree.joint(problem.layer, problem.input, v)
-    else:
-        law = (problem.model if which == "model" else problem.input).marginal(v)
+    model, layers = law_of(read_source(source), which)
+    law = elbotree.joint(one_layer(layers), model, v) if layers else model.marginal(v)
     found = law.tail(points, tol=tol)
     columns = {
         "x": points,
@@ -318,11 +313,11 @@ def tail(source: Path, row: str, above: str, which: str | None, tol: float, styl
         "relative_error": found.relative_error.tolist(),
     }
     if style == "json":
-        _print(json.dumps({"of": which, "row": v, "tol": tol, "tails": columns}))
+        _print(json.dumps({"row": v, "tol": tol, "tails": columns}))
         return
-    _print(f"{'x':>12} {'P(> x)':>24} {'error':>9} {'log P':>22}")
-    for x, p, error, log_p in zip(*(columns[name] for name in ("x", "p", "error", "log_p")), strict=True):
-        _print(f"{x:12.6g} {p:24.16g} {error:9.1e} {log_p:22.14g}")
+    shown = zip(*(columns[name] for name in ("x", "p", "error", "log_p")), strict=True)
+    lines = [(f"{x:.6g}", f"{p:.16g}", f"{error:.1e}", f"{log_p:.14g}") for x, p, error, log_p in shown]
+    _print_table(("x", "P(> x)", "error", "log P"), lines, style)
 
 
 def _numbers(text: str, option: str) -> list[float]:
@@ -338,7 +333,7 @@ def _numbers(text: str, option: str) -> list[float]:
     return found
 
 
-@main.command(name="compile")
+@main.command(name="compile", short_help="Plan a network as a chain of layers.")
 @click.argument("network", type=_PATH)
 @_FORMAT
 def compile_(network: Path, style: str) -> None:
@@ -355,44 +350,84 @@ def compile_(network: Path, style: str) -> None:
     _print(json.dumps(plan.to_dict()) if style == "json" else str(plan))
 
 
-@main.command()
+@main.command(short_help="Write one HTML page about a problem, a fit or a chain.")
 @click.argument("source", type=_PATH)
 @click.option("--out", type=_PATH, help="The page to write.  [default: report.html in the folder, or beside the file]")
 @click.option("--tol", type=float, help="Tolerance of the evaluation.  [default: 1e-6]")
-@click.option("--check-samples", type=int, metavar="N", help="Set a check by N samples beside the values.")
-def report(source: Path, out: Path | None, tol: float | None, check_samples: int | None) -> None:
-    """Write one self-contained HTML page about SOURCE: a fit's folder or a problem's JSON file.
+@click.option("--check-samples", type=int, metavar="N", help="Set a check by N samples beside values, laws and tails.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the check's samples.")
+@_FORMAT
+def report(source: Path, out: Path | None, tol: float | None, check_samples: int | None, seed: int, style: str) -> None:
+    """Write one self-contained HTML page about SOURCE: a problem's JSON file, or the folder of a fit or of a chain.
 
     \b
     elbotree report fitted --check-samples 200000
+    elbotree report problem.json --out page.html
     """
     from elbotree.report import report_on
 
     with _progress("evaluating and writing"):
-        written = report_on(source, out, tol=tol, check_samples=check_samples)
-    _note(f"wrote {written}")
+        written = report_on(source, out, tol=tol, check_samples=check_samples, seed=seed)
+    if style == "json":
+        _print(json.dumps({"written": str(written)}))
+    else:
+        _note(f"wrote {written}")
 
 
-@main.command()
+@main.command(short_help="Versions, threads, extras, and a self-check.")
 @_FORMAT
 def doctor(style: str) -> None:
-    """Tell versions, threads and extras, and evaluate a small problem whose twelve numbers are known.
+    """Tell versions, threads and extras, and evaluate a few problems whose numbers are known (about ten seconds).
 
     \b
     elbotree doctor --format json
     """
     from elbotree.diagnosis import diagnose
 
-    with _progress("checking"):
+    with _progress("evaluating problems whose numbers are known"):
         findings = diagnose()
+    check = findings["self-check"]
     if style == "json":
         _print(json.dumps(findings, indent=2))
     else:
-        for key, value in findings.items():
+        facts = {key: value for key, value in findings.items() if key != "self-check"}
+        for key, value in facts.items():
             shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
             _print(f"{key:<12} {shown}")
-    if not findings["self-check"]["passed"]:
+        lines = [(part["name"], f"{part['worst']:.1e}", f"{part['seconds']:.2f} s") for part in check["problems"]]
+        _print_table(("self-check", "worst error", "time"), lines, style)
+        _print(f"{'passed' if check['passed'] else 'FAILED'}: errors up to {check['allowed']:g} are allowed")
+    if not check["passed"]:
         raise _Mistake("the self-check's numbers are wrong here: this installation is not to be trusted")
+
+
+@main.command(short_help="Print a small problem to start from.")
+def example() -> None:
+    """Print a small problem, to see what a problem file holds and to try the other verbs on.
+
+    \b
+    elbotree example > problem.json
+    """
+    from importlib.resources import files
+
+    click.echo(files("elbotree").joinpath("example.json").read_text(encoding="utf-8"), nl=False)
+
+
+@main.command(short_help="Print the script for shell completion.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that makes SHELL complete verbs, options and their choices.
+
+    \b
+    elbotree completion bash >> ~/.bashrc
+    elbotree completion zsh >> ~/.zshrc
+    elbotree completion fish > ~/.config/fish/completions/elbotree.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # click knows all three
+    _print(found(main, {}, "elbotree", "_ELBOTREE_COMPLETE").source())
 
 
 def _print(text: str) -> None:
@@ -427,11 +462,31 @@ def _rich_table(values: Values) -> Table:
     for position, cell in enumerate(head):
         drawn.add_column(cell, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
-        term, number, error, *check = row
+        term, number, error, *others = row
         name = Text(term)
-        name.stylize("bold cyan", len(term) - 2)
-        drawn.add_row(name, Text(number, "bold"), Text(error, "dim"), *check)
+        name.stylize("bold cyan", len(term.rstrip("LRSTU123")))
+        drawn.add_row(name, Text(number, "bold"), Text(error, "dim"), *others)
     return drawn
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> None:
+    """Columns, the first one left-aligned: ruled on a terminal, plain text elsewhere."""
+    if style == "rich" and sys.stdout.isatty():
+        from rich import box
+        from rich.table import Table
+
+        drawn = Table(box=box.SIMPLE_HEAD)
+        for position, cell in enumerate(head):
+            drawn.add_column(cell, justify="left" if position == 0 else "right", no_wrap=True)
+        for row in rows:
+            drawn.add_row(*row)
+        _console().print(drawn)
+        return
+    widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
+    for first, *others in [head, *rows]:
+        _print(
+            "  ".join([first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))])
+        )
 
 
 def _console(stderr: bool = False) -> Console:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
@@ -93,15 +93,17 @@ def evaluate(
     _check_arguments(tol, method, check_samples, eps)
     kernels = kernels_for(problem.layer, problem.encoder)
     wanted = DEFAULT_TOL if tol is None and method == "spectral" else tol
-    start = time.perf_counter()
+    clock = _Clock()
     if method == "grid":
-        estimates = kernels.evaluate(_grid(problem, eps), problem)
+        estimates = kernels.evaluate(_grid(problem, eps), problem, clock.lap)
     else:
         assert wanted is not None  # the spectral method has a default
-        estimates, _ = _met(kernels, problem, wanted)
-    seconds = time.perf_counter() - start
+        estimates, _ = _met(kernels, problem, wanted, done=clock.lap)
+    seconds = clock.seconds()
     check = None if check_samples is None else _sampled(kernels, problem, check_samples, seed)
-    values = Values.of(estimates, check, tol=wanted, method=method, seconds=seconds, samples=check_samples)
+    values = Values.of(
+        estimates, check, tol=wanted, method=method, seconds=seconds, samples=check_samples, laps=clock.laps
+    )
     if wanted is not None:
         values.require(wanted)
     return values
@@ -127,8 +129,28 @@ def gradient(problem: Problem, tol: float | None = None) -> Gradient:
     return Gradient(parts, values)
 
 
+class _Clock:
+    """Seconds since it was made, and `laps`: for each name how much of that went by before its `lap`s."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
 def _met(
-    kernels: Kernels, problem: Problem, tol: float, gradient_tol: float | None = None
+    kernels: Kernels,
+    problem: Problem,
+    tol: float,
+    gradient_tol: float | None = None,
+    done: Callable[[str], None] = lambda leaf: None,
 ) -> tuple[dict[str, Estimate], SpectralExpectations]:
     """The terms by the spectral engine, and the engine: asked for more where a term's error misses tol at first (how large
     the functions of a problem get is known only once they have been expanded)."""
@@ -136,7 +158,7 @@ def _met(
 
     for sharper in (1.0, 0.1, 0.003):
         engine = SpectralExpectations.for_problem(problem, tol * sharper, gradient_tol)
-        estimates: dict[str, Estimate] = kernels.evaluate(engine, problem)
+        estimates: dict[str, Estimate] = kernels.evaluate(engine, problem, done)
         if all(e.error <= tol * max(1.0, abs(float(e.value))) for e in estimates.values()):
             break
     return estimates, engine

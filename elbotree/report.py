@@ -73,18 +73,20 @@ def write_report(path: str | Path, content: Page | Fit, title: str | None = None
     return Path(path)
 
 
-def report_on(source: Path, out: Path | None, *, tol: float | None = None, check_samples: int | None = None) -> Path:
+def report_on(
+    source: Path, out: Path | None, *, tol: float | None = None, check_samples: int | None = None, seed: int = 0
+) -> Path:
     """The page about a fit's folder or a problem's JSON file, as the command line asks for it."""
     if source.is_dir():
         fit = load(source)
-        values = evaluate(fit.problem, tol or fit.values.tol, check_samples=check_samples)
+        values = evaluate(fit.problem, tol or fit.values.tol, check_samples=check_samples, seed=seed)
         content = Page(
             f"A fitted layer: {source.resolve().name}", fit.problem, values, fit.history, intro=[fit.message]
         )
         target = out or source / "report.html"
     else:
         problem = load_problem(source)
-        values = evaluate(problem, tol, check_samples=check_samples)
+        values = evaluate(problem, tol, check_samples=check_samples, seed=seed)
         content, target = Page(f"A problem: {source.name}", problem, values), out or source.with_suffix(".html")
     return write_report(target, content)
 

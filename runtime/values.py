@@ -31,6 +31,8 @@ class Term:
 
     value, error         the number and an estimate of its absolute error
     check, check_error   the same term by sampling and its standard error, when a check was asked for
+    seconds              how long it took, its children included; None where nobody looked. What several leaves share is
+                         counted at the first of them
     """
 
     name: str
@@ -38,6 +40,7 @@ class Term:
     error: float
     check: float | None = None
     check_error: float | None = None
+    seconds: float | None = None
 
     @property
     def deviation(self) -> float | None:
@@ -50,6 +53,26 @@ class Term:
         """The term as JSON shows it; the check appears only when there is one."""
         numbers = {"value": self.value, "error": self.error, "check": self.check, "check_error": self.check_error}
         return {key: number for key, number in numbers.items() if number is not None}
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A time for people: 1.23 s, 45 ms, 0.2 ms; "" for None."""
+    if seconds is None:
+        return ""
+    return (
+        f"{seconds:.2f} s"
+        if seconds >= 1
+        else f"{1e3 * seconds:.0f} ms"
+        if seconds >= 0.01
+        else f"{1e3 * seconds:.1f} ms"
+    )
+
+
+def _total(laps: Mapping[str, float], name: str) -> float:
+    """The time of a leaf, or of all leaves below an inner node."""
+    if name not in CHILDREN:
+        return laps[name]
+    return sum(_total(laps, child) for child in CHILDREN[name])
 
 
 class Values(Mapping[str, Term]):
@@ -93,8 +116,10 @@ class Values(Mapping[str, Term]):
         method: str = "spectral",
         seconds: float | None = None,
         samples: int | None = None,
+        laps: Mapping[str, float] | None = None,
     ) -> Values:
-        """Gather what a kernel's `evaluate` returned, and beside it what the same kernel returned on samples."""
+        """Gather what a kernel's `evaluate` returned, beside it what the same kernel returned on samples, and how long
+        each leaf took (`laps`)."""
         terms = {}
         for name, estimate in estimates.items():
             beside = None if check is None else check[name]
@@ -104,6 +129,7 @@ class Values(Mapping[str, Term]):
                 float(estimate.error),
                 None if beside is None else float(beside.value),
                 None if beside is None else float(beside.error),
+                None if laps is None else _total(laps, name),
             )
         return cls(terms, tol=tol, method=method, seconds=seconds, samples=samples)
 
@@ -118,6 +144,20 @@ class Values(Mapping[str, Term]):
 
     def __len__(self) -> int:
         return len(self._terms)
+
+    def share(self, name: str) -> float | None:
+        """What a term adds to L, as a fraction of L: children's shares add up to their parent's, L's own is 1.
+
+        A term below R3 adds its value over 2 sigma2^2. Shares may be negative or exceed 1, since terms have signs; None
+        where L is 0.
+        """
+        loss = self["L"].value
+        if loss == 0.0:
+            return None
+        whole = sum(self[child].value for child in CHILDREN["R3"])
+        # 1 / (2 sigma2^2) is read off R3; where S1 + S2 = 0, both are 0 and any factor will do
+        factor = 1.0 if name in ("L", *CHILDREN["L"]) else self["R3"].value / whole if whole else 0.0
+        return factor * self[name].value / loss
 
     @property
     def checked(self) -> bool:
@@ -168,18 +208,31 @@ class Values(Mapping[str, Term]):
         return rows
 
     def cells(self) -> list[tuple[str, ...]]:
-        """Header and rows of the table: term, value, error, and when checked the check, its standard error, its z."""
-        head: tuple[str, ...] = ("term", "value", "error")
+        """Header and rows of the table: term, value, error, share of L, time where it is known, and when checked the check,
+        its standard error, its z."""
+        timed = self["L"].seconds is not None
+        head: tuple[str, ...] = ("term", "value", "error", "share", *(("time",) if timed else ()))
         if self.checked:
             head += ("sampled", "std. error", "z")
         table = [head]
         for branch, term in self.rows():
-            cells: tuple[str, ...] = (branch + term.name, f"{term.value:.10g}", f"{term.error:.1e}")
+            cells: tuple[str, ...] = (
+                branch + term.name,
+                f"{term.value:.10g}",
+                f"{term.error:.1e}",
+                self._share_text(term.name),
+            )
+            if timed:
+                cells += (seconds_text(term.seconds),)
             if self.checked:
                 z = term.deviation
                 cells += (f"{term.check:.6g}", f"{term.check_error:.1e}", "" if z is None else f"{z:+.1f}")
             table.append(cells)
         return table
+
+    def _share_text(self, name: str) -> str:
+        share = self.share(name)
+        return "" if share is None else f"{share:.1%}" if abs(share) < 10 else f"{share:.3g}x"
 
     def caption(self) -> str:
         """One line that says how the numbers were made."""

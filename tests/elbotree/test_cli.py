@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +21,19 @@ import elbotree as et
 from elbotree.cli import main
 from elbotree.runtime.values import NAMES
 
-VERBS = ["derive", "kernels", "evaluate", "fit", "sample", "tail", "compile", "report", "doctor"]
+VERBS = [
+    "derive",
+    "kernels",
+    "evaluate",
+    "fit",
+    "sample",
+    "tail",
+    "compile",
+    "report",
+    "doctor",
+    "example",
+    "completion",
+]
 
 
 def run(*arguments: object) -> Result:
@@ -36,11 +51,102 @@ def test_help_lists_the_verbs_in_the_order_of_use() -> None:
     assert [line.split()[0] for line in lines if line.strip()] == VERBS
 
 
+def examples(verb: str) -> list[list[str]]:
+    """The commands in a verb's help, as arguments, without `elbotree` and redirections."""
+    shown = re.findall(rf"^  elbotree ({verb} .*|{verb})$", run(verb, "--help").stdout, flags=re.MULTILINE)
+    return [shlex.split(re.sub(r"\s>>? \S+$", "", line)) for line in shown]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the examples name: problem.json as `elbotree example` prints it, and a fit."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "problem.json").write_text(run("example").stdout)
+    problem = et.Problem.load(folder / "problem.json")
+    values = et.evaluate(problem, tol=1e-2)
+    et.Fit(problem, values, (), "not trained").save(folder / "fitted")
+    return folder
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_an_example(verb: str) -> None:
-    result = run(verb, "--help")
-    assert result.exit_code == 0
-    assert f"\n  elbotree {verb}" in result.stdout
+def test_the_examples_in_every_verbs_help_work(verb: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("elbotree.fit", lambda *_, **__: et.load("fitted"))  # training is tested elsewhere
+    if verb == "compile":
+        write_network(place / "network.onnx")
+    commands = examples(verb)
+    assert commands
+    for command in commands:
+        result = run(*command)
+        assert result.exit_code == 0, (command, result.output)
+
+
+def write_network(path: Path) -> None:
+    """relu(x W + b) as an ONNX file."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 2]) for name in ("x", "z")]
+    arrays = {"W": np.array([[1.0, -1.0], [0.5, 2.0]]), "b": np.array([0.1, -0.2])}
+    constants = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    nodes = [helper.make_node("Gemm", ["x", "W", "b"], ["y"]), helper.make_node("Relu", ["y"], ["z"])]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "sample", "tail", "report", "doctor"])
+def test_json_stands_alone_on_standard_output(verb: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    source = [] if verb == "doctor" else ["problem.json"]
+    more = {"tail": ["--row", "1,0", "--above", "1"], "evaluate": ["--check-samples", "500"]}.get(verb, [])
+    result = run(verb, *source, *more, "--format", "json")
+    assert result.exit_code == 0, result.output
+    json.loads(result.stdout)
+    assert result.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("colours", [True, False])
+def test_colour_on_a_terminal_and_none_with_no_color(colours: bool, problem_file: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"TERM": "xterm-256color", "COLUMNS": "120"} | ({} if colours else {"NO_COLOR": "1"})
+    command = [sys.executable, "-m", "elbotree", "evaluate", str(problem_file), "--tol", "1e-2"]
+    done = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # Linux says "input/output error" where the other end is closed
+        while piece := os.read(ours, 4096):
+            seen += piece
+    assert done.communicate()[1] == b""  # standard error is no terminal here: no progress
+    assert b"\x1b[2m" in seen  # dim is no colour
+    assert (re.search(rb"\x1b\[[0-9;]*3[0-9]", seen) is not None) == colours
+
+
+def test_a_reader_that_stops_early_is_no_error(problem_file: Path) -> None:
+    command = f"{sys.executable} -m elbotree sample {problem_file} -n 20000 | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_ask_elbotree_for_what_fits(shell: str) -> None:
+    assert "_ELBOTREE_COMPLETE" in run("completion", shell).stdout
+    words = {"COMP_WORDS": "elbotree evaluate --format ", "COMP_CWORD": "3"}
+    if shell == "fish":
+        words = {"COMP_WORDS": "elbotree evaluate --format ", "COMP_CWORD": ""}
+    environment = os.environ | words | {"_ELBOTREE_COMPLETE": f"{shell}_complete"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from elbotree.cli import main; main(prog_name='elbotree')"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert [style for style in ("rich", "plain", "json") if style in done.stdout] == ["rich", "plain", "json"]
 
 
 def test_help_loads_nothing_slow() -> None:
@@ -239,8 +345,25 @@ def test_doctor_reports_and_the_self_check_can_fail(monkeypatch: pytest.MonkeyPa
     assert findings["packages"]["elbotree"] == et.__version__
     from elbotree import diagnosis
 
-    monkeypatch.setitem(diagnosis.REFERENCE, "T3", diagnosis.REFERENCE["T3"] + 1e-5)
-    assert run("doctor").exit_code == 1
+    wrong = diagnosis.references()[2:3]
+    wrong[0]["terms"]["T3"] += 1e-4
+    monkeypatch.setattr(diagnosis, "references", lambda: wrong)
+    failed = run("doctor")
+    assert failed.exit_code == 1
+    assert "FAILED" in failed.stdout
+
+
+def test_the_self_check_compares_with_what_the_oracle_says_today() -> None:
+    from elbotree import diagnosis
+    from tests.reference.oracle import reference_terms
+    from tests.reference.problems import problem
+    from tests.reference.selfcheck import CHOSEN
+
+    stored = {part["name"]: part for part in diagnosis.references()}
+    assert tuple(stored) == CHOSEN
+    for name, part in stored.items():
+        assert part["problem"] == problem(name)
+    assert stored["relu"]["terms"] == pytest.approx(reference_terms(problem("relu")), rel=1e-10, abs=1e-12)
 
 
 def test_tail_of_a_gaussian_output_is_the_normal_tail(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -24,9 +25,13 @@ def test_the_tree_of_values_is_the_derived_tree() -> None:
     assert {node.name: node.children for node in tree if node.children} == CHILDREN
 
 
+def name_in(line: str) -> str:
+    return re.findall(r"[LRSTU]\d?", line)[0]
+
+
 def test_printing_draws_every_term_once_under_its_parent() -> None:
     lines = str(made()).splitlines()
-    assert [line.split()[-3] for line in lines[1:-1]] == [
+    assert [name_in(line) for line in lines[1:-1]] == [
         "L",
         "R1",
         "R2",
@@ -40,7 +45,7 @@ def test_printing_draws_every_term_once_under_its_parent() -> None:
         "T2",
         "T3",
     ]
-    depth = {line.split()[-3]: line.index(line.split()[-3]) for line in lines[1:-1]}
+    depth = {name_in(line): line.index(name_in(line)) for line in lines[1:-1]}
     assert all(depth[child] == depth[parent] + 3 for parent, children in CHILDREN.items() for child in children)
     assert lines[-1] == "method spectral, tol 1e-06, 0.25 s"
 
@@ -64,7 +69,32 @@ def test_json_holds_the_keys_of_the_format_alone() -> None:
 def test_html_escapes_nothing_away() -> None:
     html = made()._repr_html_()
     assert html.count("<tr>") == 13
-    assert html.count("</td>") == 24
+    assert html.count("</td>") == 12 * 3
+
+
+def test_shares_are_contributions_to_the_loss_and_add_up() -> None:
+    numbers = {"L": 4.0, "R1": 1.0, "R2": -2.0, "R3": 5.0, "S1": 0.5, "S2": 2.0, "T1": 6.0, "T2": -5.0, "T3": 1.0}
+    numbers |= {"U1": 1.0, "U2": 2.0, "U3": 3.0}  # 1 / (2 sigma2^2) is 2
+    values = Values({name: Term(name, number, 0.0) for name, number in numbers.items()})
+    shares = {name: values.share(name) for name in NAMES}
+    assert shares["L"] == 1.0
+    assert shares["R2"] == -0.5
+    assert shares["T2"] == -5.0 * 2 / 4
+    for parent, children in CHILDREN.items():
+        assert shares[parent] == pytest.approx(sum(shares[child] or 0.0 for child in children))
+    assert Values({name: Term(name, 0.0, 0.0) for name in NAMES}).share("T2") is None
+
+
+def test_times_of_leaves_add_up_and_are_shown_where_known() -> None:
+    laps = {name: 0.25 * 2.0**-at for at, name in enumerate(NAMES) if name not in CHILDREN}
+    estimates = {name: Estimate.of(1.0, 0.0) for name in NAMES}
+    values = Values.of(estimates, laps=laps)
+    assert values["T1"].seconds == laps["U1"] + laps["U2"] + laps["U3"]
+    assert values["L"].seconds == sum(laps.values())
+    assert values.cells()[0] == ("term", "value", "error", "share", "time")
+    assert "125 ms" in str(values)
+    assert "time" not in str(made())
+    assert "seconds" not in values.to_dict()["terms"]["L"]
 
 
 @pytest.mark.parametrize("name", NAMES)
