@@ -66,10 +66,11 @@ def fit_network(
 ) -> Chain:
     """A feature model for every layer of a network, each made from the model before it.
 
-    With f(x) = y + w psi(b), every step regresses psi(b) on the features of y: they keep their priors, take the slope
-    times w into their columns, and one feature along w stands for the rest. So each model has the exact mean and covariance
-    of f under the model before it, features that b does not read are kept as they are, and affine layers are exact. What is
-    lost is dependence of the new feature on the others beyond correlation: `check_samples` measures what that amounts to.
+    With f(x) = y + w psi(b), every step regresses psi(b) on the features of y and on the rests of the units before it that
+    read the same features: features keep their priors and take the slope times w into their columns, and one feature along
+    w stands for the rest. So the units of a hidden layer get the exact mean and covariance of the network under the model
+    before that layer (for the first one: under p1), and affine layers are exact. What is lost is dependence beyond
+    correlation, which the next hidden layer no longer sees: `check_samples` measures what that amounts to.
 
     Arguments
         layers         the network, from `compile_network` or by hand

@@ -6,8 +6,8 @@ model before it) and, where iterations are asked for, trains each layer's model 
 have the same interface: "mean-prop" (a point), "cov-prop" (Gaussian moments), "sampling" (the normal law of the mean and
 the covariance of samples). What psi is, and where kernels come from, is not here.
 
-What drifts: each step takes its new feature for independent of the others, although it is only uncorrelated with them.
-A later unit of the same dense layer then no longer sees what the two share beyond correlation.
+What drifts: a unit that reads others takes features for independent of each other that are only uncorrelated. The units of
+one hidden layer do not read each other, so that the first hidden layer keeps its mean and covariance exactly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.prior_base import nearest
 from elbotree.runtime.priors import Normal
-from elbotree.runtime.propagation import gaussian, gaussian_of, propagate
+from elbotree.runtime.propagation import Propagation, gaussian, gaussian_of
 from elbotree.runtime.tails import TailProbability
 from elbotree.runtime.training import Start, TrainingKernels, first_encoder, train
 
@@ -233,6 +233,12 @@ def build_chain(
     losses: list[Loss | None] = []
     rows = p1.sample(samples, rng) if method == "sampling" else None
     before = gaussian(p1) if method == "cov-prop" else p1
+    state = Propagation(
+        before,
+        features=0 if method == "cov-prop" else features,
+        noise_floor=noise_floor,
+        tol=min(1e-6, tol * 1e-3),
+    )
     made_normal, added = 0.0, 0
     for i, layer in enumerate(layers):
         loss = None
@@ -243,17 +249,12 @@ def build_chain(
             rows = layer(rows)
             model = gaussian_of(rows.mean(axis=0), np.atleast_2d(np.cov(rows.T)))
         else:
-            step = propagate(
-                layer,
-                before,
-                features=0 if method == "cov-prop" else features,
-                noise_floor=noise_floor,
-                tol=min(1e-6, tol * 1e-3),
-            )
+            step = state.through(layer)
             model, made_normal = step.model, max(made_normal, step.made_normal)
             added += step.added_noise > 0
             if method == "fit" and iterations > 0 and not step.affine:
                 model, loss = _trained(layer, before, model, kernels, features, iterations, tol, i, notes)
+                state.restart(model)
         models.append(model)
         losses.append(loss)
         before = model

@@ -1,25 +1,30 @@
-"""One layer of a chain without an optimiser: how a feature model goes through f(x) = y + w psi(b), in closed form.
+"""Layers of a chain without an optimiser: how a feature model goes through f(x) = y + w psi(b), in closed form.
 
-With y = ybar + sum_i r_i a_i + zeta, a_i the centred features, zeta ~ N(0, Gamma) (normal priors are part of Gamma), and
-b - bbar = <u, y - ybar>, regress psi(b) on what it depends on:
+Units that read the same law are a block (the units of one dense hidden layer are one). Within a block the state is
 
-    psi(b) = E psi + sum_i kappa_i a_i + g <u, zeta> + rest,   kappa_i = Cov(psi, a_i) / Var a_i,
-    g = Cov(psi, <u, zeta>) / Var <u, zeta>.
+    f = const + L a + N zeta + W e,
 
-Then f = E f + sum_i (r_i + kappa_i w) a_i + (I + g w u^T) zeta + w rest, and rest is uncorrelated with every a_i and with
-zeta. The model that takes it for independent of them has the exact mean and covariance of f(x1) under the input model;
-what it loses is dependence beyond correlation. Features that b does not read keep their columns (kappa_i = 0), affine
-layers have rest = 0 and are exact, and all expectations are one-dimensional sums over the frequencies of b.
+a the centred features and zeta ~ N(0, Gamma) the noise of the law that the block began with (normal priors are part of
+Gamma), e the rests of the units so far, uncorrelated with a, zeta and each other. The next unit's b = const + <s, a> + <h,
+zeta> reads none of e, so that what is needed is exact under that law: regress
 
-rest's prior is the law of E[rest | b], on 25 points, and a normal law for the part of its variance that b does not
-decide (and for the spacing of the points). Features that matter least may be made normal, into Gamma: that keeps the
-mean and the covariance too, and with no features left it is the propagation of Gaussian moments.
+    psi_i(b_i) = E psi_i + <kappa_i, a> + g_i <h_i, zeta> + sum_j beta_ij e_j + e_i,
+    kappa_i = Cov(psi_i, a) / Var a,    g_i = E psi_i'(b_i)  (Stein),    beta_ij = Cov(psi_i, e_j) / Var e_j,
+
+where Cov(psi_i, e_j) follows from Cov(psi_i, psi_j), a two-dimensional sum over the frequencies of (b_i, b_j); all else is
+one-dimensional. Hence mean and covariance after each step are those of the network under the block's first law, exactly:
+with respect to the input model for a first hidden layer. A unit that reads rests begins a new block: there the features,
+rests among them, are taken as independent although they are only uncorrelated. That is all that is lost.
+
+e_i's prior is the law of what b_i says about it, E[rest | b_i], on 25 points, stretched to Var e_i, and a normal law for the
+part of its variance that b_i does not decide (and for the spacing of the points). Features that matter least may be made
+normal: that keeps the mean and the covariance too, and with no features left it is the propagation of Gaussian moments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +32,16 @@ from numpy.typing import NDArray
 from elbotree.runtime.characteristic import LinearLaw
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
-from elbotree.runtime.priors import Discrete, Normal, Prior
+from elbotree.runtime.priors import Bernoulli, Discrete, Normal, Prior
 from elbotree.runtime.psi_transform import PsiTransform
 from elbotree.runtime.training import binned_samples
 
 Array = NDArray[np.float64]
 
 _NEGLIGIBLE = 1e-8  # share of x2's variance below which a feature is made normal, whatever its law
+_ROUNDING = 1e-16  # share of b's variance in rests below which it does not read them
+_FINER = 4  # times as many frequencies for pairs of units that share their noise
+_NOTHING = 1e-14  # share of psi's variance below which a rest is 0
 
 
 @dataclass(frozen=True)
@@ -55,24 +63,211 @@ class Propagated:
 def propagate(
     layer: Layer, p1: FeatureModel, *, features: int | None = None, noise_floor: float = 0.02, tol: float = 1e-6
 ) -> Propagated:
-    """The feature model of f(x1), x1 ~ p1, by regression of psi(b) on the features; see the module.
+    """The feature model of f(x1), x1 ~ p1, for one layer; see `Propagation`."""
+    return Propagation(p1, features=features, noise_floor=noise_floor, tol=tol).through(layer)
+
+
+class Propagation:
+    """A feature model on its way through the layers of a network; see the module.
 
     Arguments
-        features     how many features that are not normal the result may have; None: no bound
-        noise_floor  the least Gaussian standard deviation of b, in standard deviations of b. Where b has less, noise is
-                     added along u: the law of b must have a density that a few hundred frequencies carry
+        model        of the input
+        features     how many features that are not normal a model may have; None: no bound
+        noise_floor  the least Gaussian standard deviation of b, in standard deviations of b. Where b has less, psi is taken
+                     of b plus noise: its law must have a density that a few hundred frequencies carry
         tol          of the expectations of psi
-
-    Raises UnsupportedError where psi has a pole inside the law of b, or is not finite there.
     """
-    layer, p1, added = _noisy_enough(layer, p1, noise_floor)
-    law = OutputLaw(layer, p1, tol)
-    transform = law.transform
-    out = law.lattice_law if transform is None else _through(law.y, layer, transform)
-    if transform is None:
-        return Propagated(to_model(out), True, 0.0, added)
-    out, share = _capped(out, features)
-    return Propagated(to_model(out), False, share, added)
+
+    def __init__(
+        self, model: FeatureModel, *, features: int | None = None, noise_floor: float = 0.02, tol: float = 1e-6
+    ) -> None:
+        self.features, self.noise_floor, self.tol = features, noise_floor, tol
+        self.restart(model)
+
+    def restart(self, model: FeatureModel) -> None:
+        """Begin a block at a model: its features are taken as independent."""
+        n = model.n
+        self.model = model
+        self.law = LinearLaw.of(Layer(np.eye(n), np.zeros(n), np.zeros(n)), model)
+        self.mean, self.L, self.N = self.law.mean, self.law.loadings, np.eye(n)
+        self.W = np.zeros((n, 0))
+        self.units: list[_Unit] = []
+
+    def through(self, layer: Layer) -> Propagated:
+        """Send the model through a layer.
+
+        Raises UnsupportedError where psi has a pole inside the law of b, or is not finite there.
+        """
+        if self._reads_rests(layer):
+            self.restart(self.model)
+        mean, L, N, W = layer.A @ self.mean + layer.offset, layer.A @ self.L, layer.A @ self.N, layer.A @ self.W
+        u, w, bbar = layer.u, layer.w, float(layer.u @ mean + layer.threshold)
+        variances = _variances(self.law.priors)
+        s, h = u @ L, u @ N
+        total, from_noise = float(s**2 @ variances), float(h @ self.law.noise @ h)
+        total += from_noise
+        scale = float(np.trace(L * variances @ L.T) + np.trace(N @ self.law.noise @ N.T)) * float(u @ u)
+        added, affine = 0.0, True
+        if not w.any():
+            pass
+        elif total <= 1e-28 * scale or total == 0.0:
+            mean = mean + w * float(layer.activation(np.array([bbar]))[0])
+        elif layer.activation.affine is not None:
+            slope, intercept = layer.activation.affine
+            mean = mean + w * (slope * bbar + intercept)
+            T = np.eye(layer.n2) + slope * np.outer(w, u)
+            L, N, W = T @ L, T @ N, T @ W
+        else:
+            affine = False
+            added = max(self.noise_floor**2 * total - from_noise, 0.0)
+            middle, unit = self._unit(layer, bbar, s, h, from_noise + added)
+            mean = mean + w * middle
+            L, N, W = L + np.outer(w, unit.kappa), N + unit.g * np.outer(w, h), W + np.outer(w, unit.beta)
+            self.units.append(unit)
+            W = np.column_stack([W, w])
+        self.mean, self.L, self.N, self.W = mean, L, N, W
+        law, share = _capped(self._law(), self.features)
+        self.model = to_model(law)
+        return Propagated(self.model, affine, share, float(np.sqrt(added / total)) if added > 0 else 0.0)
+
+    def _reads_rests(self, layer: Layer) -> bool:
+        """Whether the layer's b depends on rests of the block, beyond rounding."""
+        if not self.units or not layer.w.any() or layer.activation.affine is not None:
+            return False
+        row = layer.u @ layer.A
+        rests = float((row @ self.W) ** 2 @ np.array([unit.variance for unit in self.units]))
+        others = float(
+            (row @ self.L) ** 2 @ _variances(self.law.priors) + row @ self.N @ self.law.noise @ (row @ self.N)
+        )
+        return rests > _ROUNDING * (rests + others)
+
+    def _law(self) -> LinearLaw:
+        """The law of the state, rests taken as independent."""
+        shaped = [k for k, unit in enumerate(self.units) if unit.prior is not None]
+        normal = np.array([unit.normal for unit in self.units])
+        noise = self.N @ self.law.noise @ self.N.T + (self.W * normal) @ self.W.T
+        priors = [*self.law.priors, *(unit.prior for unit in self.units if unit.prior is not None)]
+        return LinearLaw(self.mean, np.concatenate([self.L, self.W[:, shaped]], axis=1), tuple(priors), noise)
+
+    # ------------------------------------------------------------------ one unit
+
+    def _unit(self, layer: Layer, bbar: float, s: Array, h: Array, var_noise: float) -> tuple[float, _Unit]:
+        """E psi(b), and the regression of psi(b), b = bbar + <s, a> + N(0, var_noise)."""
+        priors, variances = self.law.priors, _variances(self.law.priors)
+        means = np.array([p.mean() for p in priors]).reshape(-1)
+        of_b = FeatureModel(s[None, :], priors, float(np.sqrt(var_noise)), [bbar - float(s @ means)])
+        transform = OutputLaw(Layer([[1.0]], [1.0], [1.0], layer.psi), of_b, self.tol).transform
+        assert transform is not None
+        _, _, psi, F = transform.nodes(1.0)
+        omega: Array = np.asarray(transform.step * np.arange(-transform.modes, transform.modes + 1), dtype=np.float64)
+        phi, with_source = _transforms(priors, s, omega)
+        gauss = np.exp(-0.5 * omega**2 * var_noise)
+        phi, with_source = phi * gauss, with_source * gauss
+        with_noise = 1j * omega * var_noise * phi  # E[(noise of b) e^{i omega (b - bbar)}]
+
+        masses = np.maximum((phi @ F).real, 0.0)
+        masses = masses / masses.sum()
+        mean = float(masses @ psi)
+        against = F @ (psi - mean)
+        kappa = (with_source @ against).real / variances
+        g = float((with_noise @ against).real) / var_noise
+        variance = float(masses @ (psi - mean) ** 2)
+        unit = _Unit(s, h, var_noise, kappa, g, np.zeros(0), 0.0, None, 0.0, *_finer(transform, mean), transform.modes)
+        beta = np.zeros(len(self.units))
+        with_rests = self._with_rests(unit)
+        rests = np.array([other.variance for other in self.units])
+        beta[rests > 0] = with_rests[rests > 0] / rests[rests > 0]
+        known = float(kappa**2 @ variances) + g**2 * float(h @ self.law.noise @ h) + float(beta**2 @ rests)
+        left = max(0.0, variance - known)
+        if left <= _NOTHING * variance:
+            return mean, replace(unit, beta=beta)
+        # what the regression says given b, times the mass of b: E[<kappa, a> + g (noise of b); b]
+        explained = ((kappa @ with_source + g * with_noise) @ F).real
+        seen = masses > 1e-9 * masses.max()
+        rest = psi[seen] - mean - explained[seen] / masses[seen]
+        prior, normal = _rest_law(rest, masses[seen], left)
+        return mean, replace(unit, beta=beta, variance=left, prior=prior, normal=normal)
+
+    def _with_rests(self, unit: _Unit) -> Array:
+        """Cov(psi(b), e_j) for the rests e_j so far: e_j = psi_j - E psi_j - <kappa_j, a> - g_j <h_j, zeta> - sum_k beta_jk e_k."""
+        variances = _variances(self.law.priors)
+        out = np.zeros(len(self.units))
+        for j, other in enumerate(self.units):
+            across = float(unit.h @ self.law.noise @ other.h)
+            linear = float((unit.kappa * variances) @ other.kappa) + unit.g * other.g * across
+            out[j] = self._product(unit, other, across) - linear - float(other.beta @ out[:j])
+        return out
+
+    def _product(self, one: _Unit, two: _Unit, across: float) -> float:
+        """Cov(psi_1, psi_2) = sum_pq psihat_1(p) psihat_2(q) E e^{i omega_p (b_1 - E b_1) + i omega_q (b_2 - E b_2)}; half of
+        the sum is the conjugate of the other half. For each p, q runs over a band around where the Gaussian factor is
+        largest; what the noise of b_1 does not share with that of b_2 bounds p.
+        """
+        apart = 1 - across**2 / (one.var_noise * two.var_noise)
+        count = 1 + int(np.ceil(one.modes / np.sqrt(max(apart, 1 / _FINER**2))))
+        first, step = one.omega[:count], two.omega[1]
+        center = np.rint(-across / two.var_noise * first / step)
+        band = np.arange(-two.modes, two.modes + 1)
+        q = center[:, None] + band
+        second = q * step
+        exponent = two.var_noise * second**2 + 2 * across * first[:, None] * second
+        phi = np.exp(-0.5 * (exponent + (one.var_noise * first**2)[:, None])).astype(np.complex128)
+        for i, prior in enumerate(self.law.priors):
+            phi *= _joint_transform(prior, one.s[i] * first + two.s[i] * step * center, two.s[i] * step * band)
+        at = np.abs(q).astype(np.intp)
+        known = at < len(two.hat)
+        hat = two.hat[np.minimum(at, len(two.hat) - 1)] * known
+        rows = (phi * np.where(q < 0, hat.conj(), hat)).sum(axis=1) * one.hat[:count]
+        return float(rows[0].real + 2 * rows[1:].real.sum())
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """psi(b) of a block's unit: what its b reads, its regression, and its rest e.
+
+    s, h       b - E b = <s, a> + <h, zeta>, and var_noise the variance of b's noise (added noise included)
+    kappa, g   slopes on a (m,), and on <h, zeta>
+    beta       slopes on the rests before it
+    variance   of its rest; prior and normal: the law of that, without and with noise
+    omega, hat frequencies >= 0 of b, and psi - E psi against them
+    modes      how many of them b alone needs
+    """
+
+    s: Array
+    h: Array
+    var_noise: float
+    kappa: Array
+    g: float
+    beta: Array
+    variance: float
+    prior: Discrete | None
+    normal: float
+    omega: Array
+    hat: NDArray[np.complex128]
+    modes: int
+
+
+def _finer(transform: PsiTransform, mean: float) -> tuple[Array, NDArray[np.complex128]]:
+    """Frequencies >= 0 and psi - mean against them, more than b alone needs: pairs of units that share noise need them."""
+    psi, modes = transform.psi, _FINER * transform.modes
+    wide = PsiTransform(psi, transform.bbar, transform.lo, transform.hi, modes, transform.tol)
+    _, _, values, F = wide.nodes(1.0)
+    return np.asarray(wide.step * np.arange(modes + 1), dtype=np.float64), F[modes:] @ (values - mean)
+
+
+def _variances(priors: Sequence[Prior]) -> Array:
+    return np.array([p.variance() for p in priors]).reshape(-1)
+
+
+def _joint_transform(prior: Prior, t: Array, r: Array) -> NDArray[np.complex128]:
+    """E e^{i (t_p + r_q) a} of a centred feature, (P, Q)."""
+    mean = prior.mean()
+    if isinstance(prior, Discrete | Bernoulli):
+        points, masses = prior.atoms
+        left = np.exp(1j * np.multiply.outer(t, points - mean)) * masses
+        return np.asarray(left @ np.exp(1j * np.multiply.outer(points - mean, r)))
+    at = np.add.outer(t, r)
+    return np.asarray(prior.cf(at) * np.exp(-1j * mean * at))
 
 
 def gaussian(model: FeatureModel) -> FeatureModel:
@@ -100,58 +295,6 @@ def to_model(law: LinearLaw) -> FeatureModel:
 
 
 # ------------------------------------------------------------------ the parts of a step
-
-
-def _noisy_enough(layer: Layer, p1: FeatureModel, floor: float) -> tuple[Layer, FeatureModel, float]:
-    """The layer and its input, with noise added along u in y where b has less than the floor; and how much."""
-    if not layer.w.any() or layer.activation.affine is not None:
-        return layer, p1, 0.0
-    y = LinearLaw.of(layer, p1)
-    variance = float(layer.u @ y.covariance() @ layer.u)
-    noise = float(layer.u @ y.noise @ layer.u)
-    missing = floor**2 * variance - noise
-    if missing <= 0 or variance == 0:
-        return layer, p1, 0.0
-    along = np.outer(layer.u, layer.u) / float(layer.u @ layer.u) ** 2
-    noisy = to_model(LinearLaw(y.mean, y.loadings, y.priors, y.noise + missing * along))
-    same = Layer(np.eye(layer.n2), layer.w, layer.u, layer.psi, threshold=layer.threshold)
-    return same, noisy, float(np.sqrt(missing / variance))
-
-
-def _through(y: LinearLaw, layer: Layer, transform: PsiTransform) -> LinearLaw:
-    """The regression of psi(b), and its rest as a feature along w."""
-    _, _, psi, F = transform.nodes(1.0)
-    omega: Array = np.asarray(transform.step * np.arange(-transform.modes, transform.modes + 1), dtype=np.float64)
-    s, var_b = layer.u @ y.loadings, float(layer.u @ y.noise @ layer.u)
-    variances = np.array([p.variance() for p in y.priors]).reshape(-1)
-    phi, with_source = _transforms(y.priors, s, omega)
-    gauss = np.exp(-0.5 * omega**2 * var_b)
-    phi, with_source = phi * gauss, with_source * gauss
-    with_noise = 1j * omega * var_b * phi  # E[<u, zeta> e^{i omega (b - bbar)}]
-
-    masses = np.maximum((phi @ F).real, 0.0)
-    masses = masses / masses.sum()
-    mean = float(masses @ psi)
-    against = F @ (psi - mean)
-    kappa = (with_source @ against).real / variances
-    g = float((with_noise @ against).real) / var_b
-    variance = float(masses @ (psi - mean) ** 2)
-    left = max(0.0, variance - float(kappa**2 @ variances) - g**2 * var_b)
-
-    J = np.eye(layer.n2) + g * np.outer(layer.w, layer.u)
-    loadings = y.loadings + np.outer(layer.w, kappa)
-    noise = J @ y.noise @ J.T
-    priors = y.priors
-    if left > 1e-14 * max(variance, 1e-300):
-        # what the regression says given b, times the mass of b: E[sum kappa a + g <u, zeta>; b]
-        explained = ((kappa @ with_source + g * with_noise) @ F).real
-        seen = masses > 1e-9 * masses.max()
-        rest = psi[seen] - mean - explained[seen] / masses[seen]
-        prior, normal = _rest_law(rest, masses[seen], left)
-        noise = noise + normal * np.outer(layer.w, layer.w)
-        if prior is not None:
-            loadings, priors = np.column_stack([loadings, layer.w]), (*priors, prior)
-    return LinearLaw(y.mean + layer.w * mean, loadings, priors, noise)
 
 
 def _transforms(

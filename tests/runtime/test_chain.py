@@ -13,7 +13,7 @@ from scipy.stats import norm
 import elbotree as et
 from elbotree.runtime.chain import Loss, measure_drift
 from elbotree.runtime.characteristic import LinearLaw
-from elbotree.runtime.propagation import gaussian, propagate, to_model
+from elbotree.runtime.propagation import Propagation, gaussian, propagate, to_model
 
 rng0 = np.random.default_rng(7)
 
@@ -92,6 +92,60 @@ def test_cov_prop_has_the_known_moments_of_a_rectified_normal() -> None:
     np.testing.assert_allclose(model.mean(), [mean, first], atol=1e-6)
     np.testing.assert_allclose(model.covariance(), [[std**2, cross], [cross, second - first**2]], atol=1e-5)
     assert all(isinstance(prior, et.Normal) for prior in model.priors)
+
+
+def dense(W: np.ndarray, bias: np.ndarray, psi: str) -> list[et.Layer]:
+    """x -> (x, psi(W x + bias)), one unit a layer, all of x kept."""
+    n, out = W.shape[1], []
+    for i, (row, shift) in enumerate(zip(W, bias, strict=True)):
+        width = n + i + 1
+        out.append(
+            et.Layer(np.eye(width, width - 1), np.eye(width)[-1], np.append(row, np.zeros(i + 1)), psi, None, shift)
+        )
+    return out
+
+
+def test_two_rectified_normals_have_the_known_covariance() -> None:
+    """E relu(a) relu(b) = (sin t + (pi - t) cos t) / 2 pi for standard normals of correlation cos t."""
+    for t in (0.3, 1.2, 2.5):
+        W = np.array([[1.0, 0.0], [np.cos(t), np.sin(t)]])
+        p1 = et.FeatureModel(np.zeros((2, 0)), [], 1.0)
+        for method in ("fit", "cov-prop"):
+            model = et.fit_network(dense(W, np.zeros(2), "relu"), p1, method=method).models[-1]
+            product = (np.sin(t) + (np.pi - t) * np.cos(t)) / (2 * np.pi)
+            assert model.covariance()[2, 3] + model.mean()[2] * model.mean()[3] == pytest.approx(product, abs=3e-6)
+
+
+@pytest.mark.parametrize("psi", ["relu", "tanh", "square"])
+def test_all_units_of_a_hidden_layer_keep_mean_and_covariance_of_the_network(psi: str) -> None:
+    """Also where two units read the same direction, or opposite ones."""
+    rng = np.random.default_rng(11)
+    W = rng.standard_normal((5, 3))
+    W[3], W[4] = W[0], -W[1]
+    p1, layers, N = mixed_input(), dense(W, rng.standard_normal(5), psi), 200_000
+    rows = p1.sample(N, np.random.default_rng(3))
+    for layer in layers:
+        rows = layer(rows)
+    model = et.fit_network(layers, p1).models[-1]
+    centred = rows - rows.mean(axis=0)
+    assert np.all(np.abs(model.mean() - rows.mean(axis=0)) <= 5 * rows.std(axis=0) / np.sqrt(N))
+    products = centred[:, :, None] * centred[:, None, :]
+    error = products.std(axis=0) / np.sqrt(N)
+    assert np.all(np.abs(model.covariance() - products.mean(axis=0)) <= 5 * error)
+
+
+def test_a_unit_that_reads_another_begins_a_new_block() -> None:
+    p1 = mixed_input()
+    first, second = dense(np.eye(3)[:2], np.zeros(2), "relu")
+    reading = et.Layer(np.eye(6, 5), np.eye(6)[5], [0.0, 0.0, 0.0, 1.0, 1.0, 0.0], "relu")
+    state = Propagation(p1)
+    state.through(first)
+    state.through(second)
+    assert len(state.units) == 2
+    before = state.model
+    made = state.through(reading)
+    assert len(state.units) == 1
+    assert np.array_equal(made.model.covariance(), propagate(reading, before).model.covariance())
 
 
 def test_no_features_is_cov_prop_and_a_bound_keeps_the_covariance() -> None:
