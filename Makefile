@@ -13,7 +13,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := elbotree derivation codegen runtime
 CHECKED := $(SOURCES) tests examples $(wildcard benchmarks)
 
-.PHONY: demo test check format bench mutate clean help
+.PHONY: demo test browser check format bench mutate clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -33,6 +33,9 @@ demo: $(VENV)/.installed-sklearn  ## learn a layer of a small digits network and
 
 test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
 	$(BIN)/python -m pytest
+
+browser: $(VENV)/.installed-browser-test  ## test the report in a real browser (needs chromium and its driver)
+	$(BIN)/python -m pytest tests/browser -rs
 
 check: $(VENV)/.installed-dev  ## formatter, linter, and types on a built tree
 	$(BIN)/ruff format --check $(CHECKED)

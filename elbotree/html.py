@@ -1,20 +1,11 @@
-"""Pieces of a self-contained web page: escaped tags, a style sheet for light and dark, line charts as inline SVG, small
-pictures as inline PNG. Nothing here knows what a loss tree is.
+"""Pieces of a self-contained web page: escaped tags, tables, a style sheet for light and dark. Charts and pictures are
+`elbotree.charts`'s. Nothing here knows what a loss tree is.
 """
 
 from __future__ import annotations
 
-import base64
-import math
-import struct
-import zlib
 from collections.abc import Sequence
 from html import escape
-
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
 
 _VOID = {"meta", "img", "br"}  # of HTML; in SVG an element without content must be closed, or it swallows what follows
 
@@ -64,122 +55,97 @@ def page(title: str, *body: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Markup:
-    """A table whose first column names the row; the others are set as numbers, right-aligned."""
+    """A table whose first column names the row; the others are set as numbers, right-aligned. Where it is too wide for the
+    screen it scrolls alone, by keyboard too."""
     top = tag("thead", tag("tr", *[tag("th", cell, scope="col") for cell in head]))
     body = [tag("tr", tag("th", row[0], scope="row"), *[tag("td", cell) for cell in row[1:]]) for row in rows]
-    return tag(
-        "div", tag("table", tag("caption", caption) if caption else None, top, tag("tbody", *body)), class_="wide"
-    )
+    inner = tag("table", tag("caption", caption) if caption else None, top, tag("tbody", *body))
+    return tag("div", inner, class_="wide", tabindex=0, role="region", aria_label=caption or ", ".join(head))
 
 
-def line_chart(x: Sequence[float], y: Sequence[float], *, title: str, x_label: str, y_label: str) -> Markup:
-    """A line through the points (x, y), with ticks at round numbers, as inline SVG that takes the page's colours."""
-    points = [(float(a), float(b)) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
-    if not points:
-        return tag("p", f"{title}: no points.")
-    width, height, left, bottom = 640.0, 300.0, 74.0, 46.0
-    x_ticks, y_ticks = _ticks([p[0] for p in points]), _ticks([p[1] for p in points])
-    x_span, y_span = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])
-
-    def across(value: float) -> float:
-        return left + (width - left - 14) * (value - x_span[0]) / (x_span[1] - x_span[0])
-
-    def down(value: float) -> float:
-        return 12 + (height - bottom - 12) * (1 - (value - y_span[0]) / (y_span[1] - y_span[0]))
-
-    parts = [tag("title", title)]
-    for tick in y_ticks:
-        parts += [
-            tag("line", x1=left, x2=width - 14, y1=f"{down(tick):.1f}", y2=f"{down(tick):.1f}", class_="rule"),
-            tag("text", f"{tick:.6g}", x=left - 8, y=f"{down(tick) + 4:.1f}", text_anchor="end"),
-        ]
-    for tick in x_ticks:
-        parts.append(tag("text", f"{tick:.6g}", x=f"{across(tick):.1f}", y=height - bottom + 18, text_anchor="middle"))
-    line = " ".join(f"{across(a):.1f},{down(b):.1f}" for a, b in points)
-    parts += [
-        tag("polyline", points=line, class_="line"),
-        tag("circle", cx=f"{across(points[-1][0]):.1f}", cy=f"{down(points[-1][1]):.1f}", r=3.5, class_="dot"),
-        tag("text", x_label, x=f"{(left + width) / 2:.0f}", y=height - 8, text_anchor="middle"),
-        tag("text", y_label, x=4, y=-4),
-    ]
-    label = f"{title}: from {points[0][1]:.6g} to {points[-1][1]:.6g}"
-    return tag(
-        "svg", *parts, viewBox=f"0 -18 {width:.0f} {height + 18:.0f}", role="img", aria_label=label, class_="chart"
-    )
+#: Colours by name, light and dark; tests/elbotree/test_report.py computes their contrast.
+COLOURS = {
+    "light": {
+        "ink": "#1d2328",
+        "soft": "#56616b",
+        "paper": "#fdfdfc",
+        "panel": "#f2f4f5",
+        "rule": "#d5dade",
+        "mark": "#0b62a8",
+        "second": "#b3410a",
+        "third": "#2c7a3f",
+        "fourth": "#7a3fa0",
+        "warn": "#9a3412",
+    },
+    "dark": {
+        "ink": "#e6e9ec",
+        "soft": "#a3adb6",
+        "paper": "#14181b",
+        "panel": "#1e2428",
+        "rule": "#39424a",
+        "mark": "#6cb6f5",
+        "second": "#f0a274",
+        "third": "#7fcf94",
+        "fourth": "#c9a0ee",
+        "warn": "#f0a274",
+    },
+}
 
 
-def _ticks(values: Sequence[float], count: int = 5) -> list[float]:
-    """Round numbers, evenly spaced, that enclose all values."""
-    low, high = min(values), max(values)
-    if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):
-        low, high = low - 0.5, high + 0.5
-    raw = (high - low) / (count - 1)
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [k * step for k in range(first, max(last, first + 1) + 1)]
+def _variables(colours: dict[str, str]) -> str:
+    return ":root { " + " ".join(f"--{name}: {colour};" for name, colour in colours.items()) + " }"
 
 
-def signed_picture(pixels: Array, *, alt: str, scale: float | None = None) -> Markup:
-    """A small picture of signed numbers: blue below zero, white at zero, red above, full at +-`scale`."""
-    top = float(np.max(np.abs(pixels))) if scale is None else scale
-    level = np.clip(pixels / (top or 1.0), -1.0, 1.0)[..., None]
-    red, white, blue = np.array([178.0, 24, 43]), np.array([247.0, 247, 247]), np.array([33.0, 102, 172])
-    colour = np.where(level >= 0, white + level * (red - white), white - level * (blue - white))
-    return _png(np.rint(colour).astype(np.uint8), alt)
-
-
-def grey_picture(pixels: Array, *, alt: str) -> Markup:
-    """A small picture of intensities in [0, 1], dark ink on white."""
-    ink = np.rint(255 * (1 - np.clip(pixels, 0.0, 1.0))).astype(np.uint8)
-    return _png(np.repeat(ink[..., None], 3, axis=-1), alt)
-
-
-def _png(rgb: NDArray[np.uint8], alt: str) -> Markup:
-    """An RGB array (height, width, 3) as an <img> whose source is the picture itself."""
-    height, width, _ = rgb.shape
-    raw = b"".join(b"\0" + row.tobytes() for row in rgb)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b"")
-    source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-    return tag("img", src=source, alt=alt, width=width * 12, height=height * 12, class_="pixels")
-
-
-STYLE = """
-:root { --ink: #1d2328; --soft: #5b6670; --paper: #fdfdfc; --panel: #f2f4f5; --rule: #d5dade; --mark: #0b62a8;
-  --warn: #9a3412; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a3adb6; --paper: #14181b; --panel: #1e2428;
-  --rule: #39424a; --mark: #6cb6f5; --warn: #f0a274; } }
-* { box-sizing: border-box; }
+STYLE = (
+    f"""
+{_variables(COLOURS["light"])}
+@media (prefers-color-scheme: dark) {{ {_variables(COLOURS["dark"])} }}
+"""
+    + """* { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0 .5rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1.05rem; margin: 1.4rem 0 .4rem; }
 p { margin: .5rem 0; max-width: 46rem; } .soft { color: var(--soft); } .big { font-size: 1.15rem; }
+a { color: var(--mark); } a.skip { position: absolute; left: -100vw; } a.skip:focus { position: static; }
+nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
 code, pre, .number { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .875em; }
 pre { background: var(--panel); padding: .75rem; overflow-x: auto; border-radius: 6px; margin: .5rem 0; }
 .wide, .formula { overflow-x: auto; } .formula { padding: .6rem 0; }
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; } th[scope=row] { white-space: pre; }
+th:first-child { text-align: left; } th[scope=row] { white-space: pre; } td.text { text-align: left; white-space: normal; }
 details { border-left: 2px solid var(--rule); padding-left: .8rem; margin: .3rem 0; }
 details.inner { border-left-style: dotted; }
-summary { cursor: pointer; padding: .25rem 0; } summary:focus-visible { outline: 2px solid var(--mark); }
+summary { cursor: pointer; padding: .25rem 0; }
+:focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; }
 summary .name { font-weight: 650; color: var(--mark); display: inline-block; min-width: 2.2rem; }
+ul.tree, ul.tree ul { list-style: none; margin: 0; padding: 0; } ul.tree ul { padding-left: 1.6rem; }
+ul.tree ul > li { border-left: 2px solid var(--rule); padding-left: .5rem; } ul.tree details { border: 0; padding: 0; }
+ul.tree details > :not(summary) { margin-left: 1rem; } ul.tree details.inner > :not(summary) { margin-left: 0; }
+.bars { display: inline-block; width: 6rem; margin-right: .6rem; } .number.share { min-width: 3.6rem; text-align: right; }
+.bar { display: inline-block; height: .6rem; background: var(--mark); } .bar.less { background: var(--second); }
 summary .number { display: inline-block; margin-right: .9rem; } .warn { color: var(--warn); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .9rem; margin: .4rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figcaption { font-size: .82rem; color: var(--soft); overflow-wrap: anywhere; }
-img.pixels { image-rendering: pixelated; border: 1px solid var(--rule); max-width: 100%; height: auto; }
-svg.chart { width: 100%; height: auto; max-width: 42rem; font: 12px system-ui, sans-serif; }
-svg text { fill: var(--soft); } svg .rule { stroke: var(--rule); } svg .dot { fill: var(--mark); }
-svg .line { fill: none; stroke: var(--mark); stroke-width: 2; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
+figure { margin: 0; min-width: 0; } figcaption { font-size: .82rem; color: var(--soft); overflow-wrap: anywhere; }
+figure.chart figcaption { font-size: .9rem; } figcaption strong { color: var(--ink); }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; color: var(--ink); }
+img.pixels { image-rendering: pixelated; border: 1px solid var(--rule); max-width: 100%; height: auto; min-height: 12px; }
+svg.chart { width: 100%; height: auto; max-width: 36rem; font: 14px system-ui, sans-serif; }
+svg text { fill: var(--soft); } svg .rule { stroke: var(--rule); } svg .line { fill: none; stroke-width: 2; }
+svg .s0 { stroke: var(--mark); } svg .s1 { stroke: var(--second); } svg .s2 { stroke: var(--third); }
+svg .s3 { stroke: var(--fourth); } svg .line.s1 { stroke-dasharray: 7 4; } svg .line.s2 { stroke-dasharray: 2 3; }
+svg .line.s3 { stroke-dasharray: 9 3 2 3; } svg rect { fill-opacity: .3; stroke: none; }
+svg rect.s0, svg circle.s0 { fill: var(--mark); } svg rect.s1, svg circle.s1 { fill: var(--second); }
+svg rect.s2, svg circle.s2 { fill: var(--third); } svg rect.s3, svg circle.s3 { fill: var(--fourth); }
+svg rect.s0, svg rect.s1, svg rect.s2, svg rect.s3 { stroke: none; }
 math { font-size: 1.05em; }
 @media (max-width: 34rem) { body { font-size: 15px; } dl { grid-template-columns: 1fr; } dt { margin-top: .3rem; }
-  details { padding-left: .5rem; } }
+  details { padding-left: .5rem; } ul.tree ul { padding-left: .5rem; } .bars { display: none; }
+  main { padding: .5rem .75rem 3rem; } }
 """
+)

@@ -21,7 +21,8 @@ from sklearn.decomposition import PCA, FastICA
 from sklearn.neural_network import MLPClassifier
 
 import elbotree as et
-from elbotree.html import Markup, grey_picture, signed_picture, tag
+from elbotree.charts import grey_picture, signed_picture
+from elbotree.html import Markup, tag
 from elbotree.report import Page
 
 Array = NDArray[np.float64]
