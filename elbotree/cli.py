@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from elbotree.runtime.training import Step
+    from elbotree.runtime.checkpoints import Step
     from elbotree.runtime.values import Values
 
 
@@ -203,8 +203,25 @@ def evaluate(
 @main.command(short_help="Fit a feature model and its encoder to a layer's output.")
 @click.argument("problem", type=_PATH)
 @click.option("--features", type=int, help="Features of the model.  [default: those of the input, and one along w]")
-@click.option("--family", default="tilted", show_default=True, help="Posterior family of all features.")
-@click.option("--tol", type=float, default=1e-4, show_default=True, help="Tolerance of each term during the fit.")
+@click.option(
+    "--family",
+    default="tilted",
+    show_default=True,
+    help="Posterior family of all features, or one each, comma-separated.",
+)
+@click.option(
+    "--prior",
+    default="parametric",
+    show_default=True,
+    help="Form of the priors of tilted features: parametric or binned, for all or one each, comma-separated.",
+)
+@click.option("--starts", type=int, default=1, show_default=True, help="Starts, the best of which is kept.")
+@click.option(
+    "--tol", type=float, default=1e-4, show_default=True, help="Tolerance of each term at the end of the fit."
+)
+@click.option("--iterations", type=int, default=200, show_default=True, help="Bound on the iterations of each leg.")
+@click.option("--noise-floor", type=float, help="The least sigma2.  [default: from the output's law]")
+@click.option("--prune", is_flag=True, help="Leave features out that died.")
 @click.option("--out", type=_PATH, help="Folder to save the fit in (cfg.json, model.safetensors).")
 @click.option(
     "--checkpoint", type=_PATH, help="Folder to keep the run's state in, to go on from after an interruption."
@@ -215,7 +232,12 @@ def fit(
     problem: Path,
     features: int | None,
     family: str,
+    prior: str,
+    starts: int,
     tol: float,
+    iterations: int,
+    noise_floor: float | None,
+    prune: bool,
     out: Path | None,
     checkpoint: Path | None,
     resume: bool,
@@ -228,6 +250,7 @@ def fit(
     \b
     elbotree fit problem.json --features 8 --family tilted --out fitted
     elbotree fit problem.json --out fitted --checkpoint state --resume
+    elbotree fit problem.json --family bernoulli --starts 2 --prune
     """
     import elbotree
     from elbotree.fitting import read_layer_and_input
@@ -238,21 +261,45 @@ def fit(
     layer, p1 = read_layer_and_input(problem)
     if out is not None:
         check_writable(out)  # before the work, not after it
-    with _progress("fitting") as tell:
-        fitted = elbotree.fit(
-            layer,
-            p1,
-            features,
-            family,
-            tol,
-            progress=lambda step: tell(_step_text(step)),
-            checkpoint=checkpoint,
-            resume=resume,
-        )
+    history: list[Step] = []
+    try:
+        with _progress("fitting") as tell:
+            fitted = elbotree.fit(
+                layer,
+                p1,
+                features,
+                _one_or_each(family),
+                tol,
+                iterations=iterations,
+                prior=_one_or_each(prior),
+                starts=starts,
+                noise_floor=noise_floor,
+                progress=lambda step: tell(_step_text(step, history, tol)),
+                checkpoint=checkpoint,
+                resume=resume,
+            )
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            _note(f"interrupted after iteration {len(history)}; go on with --checkpoint {checkpoint} --resume")
+        raise
+    if fitted.dead:
+        _note(f"features that died: {', '.join(map(str, fitted.dead))}{'' if prune else ' (--prune leaves them out)'}")
+    if prune:
+        fitted = fitted.pruned()
     if out is not None:
         fitted.save(out)
         _note(f"saved the fit in {out}")
+    if starts > 1:
+        for start in fitted.starts:
+            _note(f"{'kept' if start.kept else '    '}  L = {start.loss:.6f}  {start.name}")
+    _note(fitted.message)
     _print_values(fitted.values, style)
+
+
+def _one_or_each(text: str) -> str | list[str]:
+    """One word, or several between commas."""
+    names = [name.strip() for name in text.split(",")]
+    return names[0] if len(names) == 1 else names
 
 
 @main.command(short_help="Draw rows from an input, an output or a model.")
@@ -434,8 +481,18 @@ def _print(text: str) -> None:
     click.echo(text)
 
 
-def _step_text(step: Step) -> str:
-    return f"iteration {step.iteration}, L = {step.loss:.6f}, gradient {step.gradient_norm:.1e}, {step.seconds:.0f} s"
+def _step_text(step: Step, history: list[Step], tol: float) -> str:
+    """The loss, how fast it falls and how long an iteration takes, and how long it may still take; keeps the step."""
+    from elbotree.runtime.training import time_left
+
+    before = history[-1].loss if history and history[-1].leg == step.leg else step.loss
+    history.append(step)
+    left = time_left(history, step.tol)
+    remaining = "" if left is None else f", about {left:.0f} s left" + ("" if step.tol <= tol else " at this tolerance")
+    return (
+        f"iteration {step.iteration}, L = {step.loss:.6f} ({step.loss - before:+.1e}), tolerance {step.tol:.0e}, "
+        f"{step.duration:.2g} s an iteration, {step.seconds:.0f} s so far{remaining}"
+    )
 
 
 def _note(text: str) -> None:

@@ -5,46 +5,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
-from elbotree.evaluation import kernels_for
-from elbotree.runtime.checkpoints import CheckpointFolder, encoder_form, fingerprint
+from elbotree.evaluation import DEFAULT_TOL, kernels_for
+from elbotree.runtime.checkpoints import CheckpointFolder, Step, encoder_form, fingerprint
 from elbotree.runtime.encoding import bound, encode
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.joint import Joint
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.storage import CFG, MODEL, load_folder, read_array, read_json, save_folder
-from elbotree.runtime.training import Step, train
+from elbotree.runtime.training import DEAD, information, loss_terms, pruned, train
 from elbotree.runtime.values import Term, Values
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 
-FORMAT = "elbotree-fit/1"
+FORMAT = "elbotree-fit/2"
 
 #: Arrays that a problem's parts hold; in a fit's folder they stand in model.safetensors under their place's name.
 _ARRAYS = ("A", "w", "u", "offset", "B", "C", "bias")
 
 
 @dataclass(frozen=True)
+class StartReport:
+    """One start of a fit: its name, the loss that it reached (None where it was never tried) at the tolerance that its last
+    leg ran at, its iterations, why the last leg ended, and whether it was kept."""
+
+    name: str
+    loss: float | None
+    iterations: int
+    message: str
+    kept: bool
+
+
+@dataclass(frozen=True)
 class Fit:
     """What training found for one layer.
 
-    problem    layer, input model, fitted model and encoder: what `evaluate` and `gradient` take
-    values     the twelve terms at the fit
-    history    one `Step` an accepted iteration: loss, error, gradient_norm, noise_std, tol, seconds
-    message    why training ended
+    problem      layer, input model, fitted model and encoder: what `evaluate` and `gradient` take
+    values       the twelve terms at the fit
+    history      one `Step` an accepted iteration: loss, error, terms, gradient_norm, noise_std, tol, seconds, duration
+    message      why training ended
+    starts       one `StartReport` a start
+    information  E K_j of each feature in nats, (m2,): what it tells of x2 (the terms of R1)
+    noise_floor  the least sigma2 that was allowed
     """
 
     problem: Problem
     values: Values
     history: tuple[Step, ...]
     message: str
+    starts: tuple[StartReport, ...] = ()
+    information: tuple[float, ...] = ()
+    noise_floor: float = 0.0
 
     @property
     def model(self) -> FeatureModel:
@@ -72,9 +94,44 @@ class Fit:
         """N rows of x2 drawn from the model, (N, n2)."""
         return self.model.sample(N, rng)
 
+    def marginal(self, v: ArrayLike) -> Joint:
+        """The law of <v, x2> under the model, v (n2,), or of V x2, V (t, n2) with t <= 3: density, quantiles, tails."""
+        return self.model.marginal(v)
+
+    @property
+    def dead(self) -> tuple[int, ...]:
+        """Features that died: less than a thousandth of a nat of information about x2 (their posterior is their prior,
+        and their column or the variance of their prior is near 0)."""
+        return tuple(j for j, nats in enumerate(self.information) if nats < DEAD)
+
+    def pruned(self) -> Fit:
+        """The fit without its dead features, decoder, priors and sigma2 at the best for the others; itself where none died."""
+        dead = self.dead
+        if not dead:
+            return self
+        kernels, tol = kernels_for(self.problem.layer, self.encoder), self.values.tol or DEFAULT_TOL
+        keep = [j for j in range(self.model.m) if j not in dead]
+        problem = pruned(kernels, self.problem, keep, tol, self.noise_floor)
+        names = ", ".join(str(j) for j in dead)
+        return replace(
+            self,
+            problem=problem,
+            values=Values.of(loss_terms(kernels, problem, tol), tol=tol, seconds=self.values.seconds),
+            information=tuple(information(kernels, problem, tol).tolist()),
+            message=f"{self.message}; pruned of {_count(dead)} that died ({names})",
+        )
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """A figure of the features: each column of B2 (times the deviation of its prior), and each prior. Written to `path`
+        where one is given (PNG, SVG or PDF by its ending). Needs the extra `plots`."""
+        from elbotree.plots import features
+
+        return features(self.model, path)
+
     def __repr__(self) -> str:
         loss = self.values["L"]
-        return f"<Fit of {self.model.m} features, L = {loss.value:.6g} ± {loss.error:.1e}, {self.message}>"
+        died = f", {_count(self.dead)} died" if self.dead else ""
+        return f"<Fit of {self.model.m} features{died}, L = {loss.value:.6g} ± {loss.error:.1e}, {self.message}>"
 
     def save(self, folder: str | Path) -> None:
         """Write cfg.json and model.safetensors into a folder, atomically. `elbotree.load` reads them back."""
@@ -84,9 +141,16 @@ class Fit:
             "message": self.message,
             "values": self.values.to_dict(),
             "history": [asdict(step) for step in self.history],
+            "starts": [asdict(start) for start in self.starts],
+            "information": list(self.information),
+            "noise_floor": self.noise_floor,
             "problem": _extract(self.problem.to_dict(), "", arrays),
         }
         save_folder(folder, cfg, arrays)
+
+
+def _count(features: Sequence[int]) -> str:
+    return f"{len(features)} feature{'s' if len(features) != 1 else ''}"
 
 
 def fit(
@@ -98,6 +162,8 @@ def fit(
     *,
     iterations: int = 200,
     rounds: int = 4,
+    prior: str | Sequence[str] = "parametric",
+    starts: int = 1,
     encoder: Encoder | None = None,
     noise_floor: float | None = None,
     progress: Callable[[Step], None] | None = None,
@@ -107,20 +173,29 @@ def fit(
     """Learn a feature model and an encoder of f(x1), x1 ~ p1, by minimising the loss L, without sampling.
 
     The decoder, sigma2 and the priors have their best values in closed form given the encoder, so that L-BFGS moves the
-    encoder alone, with the exact gradient.
+    encoder alone, with the exact gradient. It starts at a coarse tolerance that is tightened down to `tol`; at each an
+    accepted step never raises the loss. The same call gives the same bytes, whatever the number of threads.
 
     Arguments
         layer, p1    the layer f and the model of its input
         features     number m2 of features; left out, those that the layer propagates and one along w
-        family       posterior family of all features, or one name each
+        family       posterior family of all features, or one name each: "tilted", "bernoulli", "normal", "normal_scale",
+                     "exponential"
         tol          tolerance of each term of the loss, relative to max(1, |value|)
-        iterations   bound on the iterations of one round
-        rounds       how often tilted posteriors are put on the learned priors and training goes on
+        iterations   bound on the iterations at one tolerance, from one set of bases
+        rounds       how often, at one tolerance, the learned priors become the bases of tilted posteriors
+        prior        of tilted features, one word for all or one each: "parametric" keeps the form of the propagated
+                     feature's prior (Bernoulli, normal, its own points), "binned" gives it masses on equally spaced points
+        starts       how many starts, the best of which is kept (`Fit.starts` reports all): the propagated features, or
+                     `encoder`; then pursuits of the least Gaussian directions of f(x1), from the rows of `encoder` where
+                     one is given, and from random rows
         encoder      where to start instead of the propagated features
-        noise_floor  the least sigma2 allowed; left out, a thousandth of the output's root mean square deviation
+        noise_floor  the least sigma2 allowed; left out, a thousandth of the output's root mean square deviation, or less
+                     where Gaussian noise of full rank bounds the loss. Where f(x1) has no density on R^n2 the loss is
+                     unbounded below as sigma2 -> 0: it ends on the floor, and the message says so
         progress     called with each accepted `Step`
-        checkpoint   folder to keep the state of the run in: written atomically, at most once a second and at the end of
-                     each round, so that an interruption at any moment loses no more than the iteration under way
+        checkpoint   folder to keep the state of the run in, written atomically after each accepted iteration, so that an
+                     interruption at any moment loses no more than the iteration under way
         resume       go on from that checkpoint, to the same bytes as without the interruption (same machine, same versions
                      of numpy and scipy: floating-point sums depend on them); start anew where there is
                      none yet. The arguments must be the ones it was begun with
@@ -128,8 +203,7 @@ def fit(
     Returns a `Fit`. Raises InputError for families or counts that do not fit.
     The paper: section 2.1.1 and Lemma 2.2 (what is minimised), Theorem 3.1 (that it can be computed).
     """
-    if features is not None and features < 0:
-        raise InputError(f"`features` is {features!r}; it must be 0 or more, or be left out")
+    _check_counts(features, starts, iterations, rounds)
     if not 1e-12 < tol < 1:
         raise InputError(f"`tol` is {tol!r}; it must lie between 1e-12 and 1, such as 1e-4")
     names = (
@@ -145,17 +219,20 @@ def fit(
             "tol": tol,
             "iterations": iterations,
             "rounds": rounds,
+            "prior": [prior] if isinstance(prior, str) else list(prior),
+            "starts": starts,
             "noise_floor": noise_floor,
             "encoder": start,
         }
-        # the record of a round: a point and a gradient an evaluation, and about as many evaluations as iterations
+        # L-BFGS's memory in binary, the encoder of each start as text, and the history
         count = features if features is not None else len(p1.priors) + 1
-        place = CheckpointFolder(checkpoint, settings, 24 * iterations * count * (layer.n2 + 2))
+        largest = count * (2 * layer.n2 + 3) * (8 * 42 + 25 * starts) + 800 * iterations * rounds * (starts + 2)
+        place = CheckpointFolder(checkpoint, settings, largest)
         if place.holds_one and not resume:
             raise InputError(
                 f"{checkpoint} holds a checkpoint; go on from it with resume=True (--resume), or give another folder"
             )
-        state, keep = place.load(layer, p1), place.save
+        state, keep = place.load(), place.save
     elif resume:
         raise InputError("`resume` needs `checkpoint`, the folder to go on from")
     found = train(
@@ -167,6 +244,8 @@ def fit(
         tol=tol,
         iterations=iterations,
         rounds=rounds,
+        prior=prior,
+        starts=starts,
         encoder=encoder,
         noise_floor=noise_floor,
         progress=progress,
@@ -175,7 +254,23 @@ def fit(
     )
     seconds = found.history[-1].seconds if found.history else None
     values = Values.of(found.terms, tol=tol, seconds=seconds)
-    return Fit(found.problem, values, found.history, found.message)
+    reports = tuple(StartReport(a.name, a.loss, a.iterations, a.message, a is found.kept) for a in found.starts)
+    nats = tuple(float(v) for v in found.information)
+    return Fit(found.problem, values, found.history, found.message, reports, nats, found.noise_floor)
+
+
+def _check_counts(features: int | None, starts: int, iterations: int, rounds: int) -> None:
+    for name, count, least in (
+        ("features", features, 0),
+        ("starts", starts, 1),
+        ("iterations", iterations, 1),
+        ("rounds", rounds, 1),
+    ):
+        if count is None:
+            continue
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            left_out = ", or be left out" if name == "features" else ""
+            raise InputError(f"`{name}` is {count!r}; it must be a whole number, {least} or more{left_out}")
 
 
 def load(folder: str | Path) -> Fit:
@@ -190,7 +285,11 @@ def load(folder: str | Path) -> Fit:
         names = {field.name for field in fields(Step)}
         history = tuple(Step(**{name: step[name] for name in names}) for step in cfg["history"])
         problem = Problem.from_dict(cfg["problem"], folder=folder)
-        return Fit(problem, values, history, str(cfg["message"]))
+        starts = tuple(StartReport(**start) for start in cfg["starts"])
+        nats = tuple(float(v) for v in cfg["information"])
+        if len(nats) != problem.model.m:
+            raise InputError(f"`information` has {len(nats)} numbers; the model has m2 = {problem.model.m} features")
+        return Fit(problem, values, history, str(cfg["message"]), starts, nats, float(cfg["noise_floor"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{place} is not the {CFG} of a fit: {type(error).__name__} at {error}; save it again"

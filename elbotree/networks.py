@@ -17,8 +17,8 @@ from elbotree.runtime import chain as chains
 from elbotree.runtime.activations import Activation
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import FeatureModel, Layer
+from elbotree.runtime.profile import TrainingKernels
 from elbotree.runtime.storage import CFG, load_folder, save_folder
-from elbotree.runtime.training import TrainingKernels
 
 FORMAT = "elbotree-chain/1"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from elbotree.evaluation import kernels_for
 from elbotree.runtime.coordinates import PARTS, FlatObjective
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
-from elbotree.runtime.training import ProfileObjective
+from elbotree.runtime.profile import ProfileObjective
 
 if TYPE_CHECKING:
     from elbotree.runtime.torch import AnalyticELBO

@@ -26,9 +26,11 @@ from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.prior_base import nearest
 from elbotree.runtime.priors import Normal
+from elbotree.runtime.profile import TrainingKernels
 from elbotree.runtime.propagation import Propagation, gaussian, gaussian_of
+from elbotree.runtime.starts import Start, first_encoder
 from elbotree.runtime.tails import TailProbability
-from elbotree.runtime.training import Start, TrainingKernels, first_encoder, train
+from elbotree.runtime.training import train
 
 Array = NDArray[np.float64]
 KernelFactory = Callable[[str, Sequence[str]], TrainingKernels]

@@ -1,8 +1,8 @@
 """Where training stands, in memory and in a folder, so that it can be interrupted at any moment and go on to the same bytes.
 
-L-BFGS keeps a memory of past steps that scipy does not hand out. So a checkpoint holds what the optimiser was told instead:
-every loss and gradient since the round began, in order. Resuming starts the round again and answers from that record, which
-takes no time, until the record ends; from there on the optimiser is in the state it was in, to the last bit.
+A checkpoint holds all that `training` remembers between two iterations, L-BFGS's memory included, to the last bit; it is
+written after each accepted iteration. Two slots are written in turns, each atomically: whatever cuts a save off, the one before
+it is whole, and no more is lost than the iteration under way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,19 +19,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elbotree.runtime.errors import InputError
-from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
+from elbotree.runtime.lbfgs import Search
+from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior
 from elbotree.runtime.storage import CFG, check_writable, load_folder, save_folder
 
 Array = NDArray[np.float64]
 
-FORMAT = "elbotree-checkpoint/1"
+FORMAT = "elbotree-checkpoint/2"
+_PLAIN = ("tol", "at", "coarse", "leg", "turn", "gained", "elapsed", "message")  # what JSON holds as it is
 _SLOTS = ("a", "b")  # written in turns: a save that is cut off leaves the other one whole
-_EVERY = 1.0  # seconds between two saves within a round
 
 
 @dataclass(frozen=True)
 class Step:
-    """One accepted iteration: loss in nats, gradient norm in the optimiser's coordinates, tolerance, seconds so far."""
+    """One accepted iteration.
+
+    loss, error    L in nats at tolerance `tol`, and its estimated error
+    gradient_norm  the largest entry of the gradient in the optimiser's coordinates
+    seconds        since the run began; `duration` of this iteration
+    terms          the values of all twelve terms by name
+    start, leg     which start it belongs to, and which run of the optimiser: within a leg the loss never rises
+    """
 
     iteration: int
     loss: float
@@ -41,50 +48,49 @@ class Step:
     noise_std: float
     tol: float
     seconds: float
+    duration: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
+    start: int = 0
+    leg: int = 0
 
 
 @dataclass
-class Record:
-    """The losses and gradients of a round, in the order in which the optimiser asked for them."""
+class Attempt:
+    """One start of a run: its name, the encoder that it has reached, the loss there, and why its last leg ended."""
 
-    points: list[Array] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    gradients: list[Array] = field(default_factory=list)
-
-    def add(self, x: Array, loss: float, gradient: Array) -> None:
-        self.points.append(x.copy())
-        self.losses.append(loss)
-        self.gradients.append(gradient.copy())
-
-    def answer(self, at: int, x: Array) -> tuple[float, Array] | None:
-        """The answer number `at`, if it was to the same question; another question ends the record there."""
-        if at >= len(self.points):
-            return None
-        if self.points[at].tobytes() != x.tobytes():  # another version of the optimiser: nothing after it is of use
-            del self.points[at:], self.losses[at:], self.gradients[at:]
-            return None
-        return self.losses[at], self.gradients[at]
+    name: str
+    encoder: Encoder
+    loss: float | None = None
+    iterations: int = 0
+    message: str = ""
 
 
 @dataclass
 class Training:
     """Where a run stands: what `train` needs to go on.
 
-    turn      the round, from 0
-    encoder   the encoder that the round began with
-    best      the best loss of the rounds before and the problem there, if there was one
-    history   accepted steps
-    accepted  how many of them belong to the rounds before
-    record    what the optimiser was told in this round
+    attempts  every start
+    tol       the tolerance of this leg
+    at        which start is being trained
+    coarse    whether the starts are still being compared
+    leg       number of this leg, from 0; `turn` of the leg among those of this start and tolerance
+    gained    the loss at the end of the leg before, at this start and tolerance
+    search    L-BFGS; None at the beginning of a leg
+    history   accepted steps of all starts
+    elapsed   seconds so far
     message   why training ended; empty while it goes on
     """
 
-    encoder: Encoder
+    attempts: list[Attempt]
+    tol: float
+    at: int = 0
+    coarse: bool = True
+    leg: int = 0
     turn: int = 0
-    best: tuple[float, Problem] | None = None
+    gained: float | None = None
+    search: Search | None = None
     history: list[Step] = field(default_factory=list)
-    accepted: int = 0
-    record: Record = field(default_factory=Record)
+    elapsed: float = 0.0
     message: str = ""
 
 
@@ -101,7 +107,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], largest: int = 0) -> None:
         self.folder, self.settings = Path(folder), dict(settings)
-        self._written, self._saves, self._at = float("-inf"), 0, 0
+        self._saves, self._at = 0, 0
         check_writable(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,31 +125,26 @@ class CheckpointFolder:
         """Whether there is a checkpoint."""
         return any((self.folder / slot / CFG).exists() for slot in _SLOTS)
 
-    def save(self, state: Training, now: bool = True) -> None:
-        """Write the state; unless `now`, only when a second has passed since the last time."""
-        if not now and time.monotonic() - self._written < _EVERY:
-            return
+    def save(self, state: Training) -> None:
+        """Write the state."""
         arrays: dict[str, Array] = {}
         cfg = {
             "format": FORMAT,
             "saves": self._saves + 1,
             "settings": self.settings,
-            "turn": state.turn,
-            "accepted": state.accepted,
-            "message": state.message,
+            **{name: getattr(state, name) for name in _PLAIN},
             "history": [asdict(step) for step in state.history],
-            "encoder": encoder_form(state.encoder),
-            "best": None if state.best is None else _best_form(*state.best),
+            "attempts": [{**vars(attempt), "encoder": encoder_form(attempt.encoder)} for attempt in state.attempts],
+            "loss": None if state.search is None else state.search.loss,
         }
-        known = len(state.record.gradients)  # an interruption may have cut the last entry off
-        if known:
-            arrays["points"] = np.array(state.record.points[:known])
-            arrays["losses"] = np.array(state.record.losses[:known])
-            arrays["gradients"] = np.array(state.record.gradients)
+        if state.search is not None:
+            arrays = {"x": state.search.x, "gradient": state.search.gradient}
+            if state.search.steps:
+                arrays |= {"steps": np.array(state.search.steps), "changes": np.array(state.search.changes)}
         save_folder(self.folder / _SLOTS[self._at], cfg, arrays)
-        self._saves, self._at, self._written = self._saves + 1, 1 - self._at, time.monotonic()
+        self._saves, self._at = self._saves + 1, 1 - self._at
 
-    def load(self, layer: Layer, p1: FeatureModel) -> Training | None:
+    def load(self) -> Training | None:
         """The newest whole checkpoint, or None when there is none.
 
         Raises InputError when what is there is of another fit, or all of it is damaged.
@@ -168,7 +169,7 @@ class CheckpointFolder:
         place = self.folder / _SLOTS[at] / CFG
         self._check(cfg, place)
         try:
-            state = _state(cfg, arrays, layer, p1)
+            state = _state(cfg, arrays)
         except (KeyError, TypeError, ValueError, InputError) as error:
             raise InputError(f"{place} is damaged ({error}); start anew in another folder") from None
         self._saves, self._at = number, 1 - at
@@ -227,36 +228,15 @@ def _encoder(form: Sequence[Mapping[str, Any]]) -> Encoder:
     return Encoder([Posterior(**entry) for entry in form])
 
 
-def _best_form(loss: float, problem: Problem) -> dict[str, Any]:
-    model = problem.model
-    return {
-        "loss": loss,
-        "encoder": encoder_form(problem.encoder),
-        "model": {
-            "B": model.B.tolist(),
-            "priors": [prior.spec() for prior in model.priors],
-            "noise_std": model.noise_std,
-            "offset": model.offset.tolist(),
-        },
-    }
-
-
-def _state(cfg: Mapping[str, Any], arrays: Mapping[str, Array], layer: Layer, p1: FeatureModel) -> Training:
-    best, form = None, cfg["best"]
-    if form is not None:
-        model = dict(form["model"])
-        model["B"] = np.asarray(model["B"], dtype=np.float64).reshape(layer.n2, len(model["priors"]))
-        best = (float(form["loss"]), Problem(layer, p1, FeatureModel(**model), _encoder(form["encoder"])))
-    record = Record()
-    if "points" in arrays:
-        record = Record(list(arrays["points"]), [float(v) for v in arrays["losses"]], list(arrays["gradients"]))
+def _state(cfg: Mapping[str, Any], arrays: Mapping[str, Array]) -> Training:
+    search = None
+    if "x" in arrays:
+        memory = (list(arrays[name]) if name in arrays else [] for name in ("steps", "changes"))
+        search = Search(arrays["x"], float(cfg["loss"]), arrays["gradient"], *memory)
     names = [entry.name for entry in fields(Step)]
     return Training(
-        _encoder(cfg["encoder"]),
-        int(cfg["turn"]),
-        best,
-        [Step(**{name: step[name] for name in names}) for step in cfg["history"]],
-        int(cfg["accepted"]),
-        record,
-        str(cfg["message"]),
+        [Attempt(**{**form, "encoder": _encoder(form["encoder"])}) for form in cfg["attempts"]],
+        search=search,
+        history=[Step(**{name: step[name] for name in names}) for step in cfg["history"]],
+        **{name: cfg[name] for name in _PLAIN},
     )

@@ -34,7 +34,7 @@ from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.priors import Bernoulli, Discrete, Normal, Prior
 from elbotree.runtime.psi_transform import PsiTransform
-from elbotree.runtime.training import binned_samples
+from elbotree.runtime.starts import binned_samples
 
 Array = NDArray[np.float64]
 

@@ -1,307 +1,71 @@
-"""Training one layer's model: L-BFGS over the encoder alone, on the profile loss.
+"""Training one layer's model: L-BFGS over the encoder alone, on the profile loss (`profile`), with no step size, no gradient
+noise and no sample.
 
-Given the encoder, the best decoder is closed-form. With s = E[z2 | x2], D = diag E V_j and centred moments
-M = Cov(f, s), G = Cov(s, s):
-
-    B2 = M (G + D)^-1,   mu2 = E f - B2 E s,   sigma2^2 = (tr Cov f - tr(B2^T M)) / n2,   P_{2,j} = E[Q'_j( . ; c_j)]
-
-(the aggregate posterior; its moments for parametric priors). The loss at that decoder is a function of the encoder
-whose gradient is the partial one (envelope theorem), so that neither step sizes nor gradient noise appear. The loss and
-the gradient are the generated kernels', evaluated by the spectral engine; nothing here writes them again.
+A run is a sequence of legs: one start, one tolerance, one set of bases for the tilted posteriors. A leg ends where the
+gradient promises nothing that the tolerance can tell, or where the loss stalls. After it the learned priors are tried as new
+bases, and kept where the loss falls; then the tolerance is tightened tenfold, down to the one asked for. Of several starts
+each is trained at the first, coarse tolerance, and only the best goes on. Within a leg an accepted step never raises the loss.
+All that a run remembers stands in a `Training`, so that it can be written down after each step and go on to the same bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.optimize import OptimizeResult, minimize
 
-from elbotree.runtime.checkpoints import Record, Step, Training
-from elbotree.runtime.errors import InputError, UnsupportedError
+from elbotree.runtime.checkpoints import Attempt, Step, Training
+from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
-from elbotree.runtime.expectations import Expectations
-from elbotree.runtime.integrands import Integrand
+from elbotree.runtime.lbfgs import Search, advance
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
-from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Normal, Prior
+from elbotree.runtime.priors import Bernoulli, Normal
+from elbotree.runtime.profile import (
+    EncoderCoordinates,
+    ProfileObjective,
+    TrainingKernels,
+    best_model,
+    continuous_dimensions,
+    least_noise,
+    output_moments,
+)
 from elbotree.runtime.spectral import SpectralExpectations
+from elbotree.runtime.starts import FAMILIES, Start, binned, first_encoder, propagated, pursued, random_rows
 
-__all__ = [
-    "Fitted",
-    "ProfileObjective",
-    "Start",
-    "Step",
-    "best_model",
-    "binned",
-    "first_encoder",
-    "propagated",
-    "train",
-]
+__all__ = ["DEAD", "Fitted", "Step", "information", "loss_terms", "pruned", "time_left", "train"]
 
 Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("tilted", "bernoulli", "normal", "exponential")
-_POINTS = 25  # points of a binned prior
-
-
-class TrainingKernels(Protocol):
-    """What training needs of a generated kernel module."""
-
-    def mean(self, j: int, q: Posterior) -> Integrand: ...
-    def variance(self, j: int, q: Posterior) -> tuple[Integrand, ...]: ...
-    def evaluate(self, law: Expectations, p: Problem) -> dict[str, Estimate]: ...
-    def dL_dC(self, law: Expectations, p: Problem) -> list[Estimate]: ...
-    def dL_domega(self, law: Expectations, p: Problem) -> list[dict[str, Estimate]]: ...
+_COARSE = 1e-3  # the tolerance that every start is trained at first
+_PATIENCE = 3  # iterations that together must gain 0.1 tol each, or the loss has stalled
+DEAD = 1e-3  # nats of information about x2 below which a feature is dead
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training found: the problem (layer, input, model, encoder), the loss terms at it, and how it got there."""
+    """What training found: the problem (layer, input, model, encoder), the loss terms at it, and how it got there.
+
+    history      the accepted steps of the start that was kept, from its first one on
+    starts       every start with the loss that it reached; `kept` is the one that went on
+    information  E K_j of each feature: what it tells of x2, in nats
+    noise_floor  the least sigma2 that was allowed
+    """
 
     problem: Problem
     terms: dict[str, Estimate]
     history: tuple[Step, ...]
     message: str
-
-
-# ------------------------------------------------------------------ where to start
-
-
-def binned(prior: Prior, points: int = _POINTS) -> Discrete:
-    """A prior with a density as masses on equally spaced points (free-form priors are of this form).
-
-    The points span all but 1e-4 of the mass on either side; each takes the mass nearer to it than to its neighbours.
-    """
-    mean, std = prior.mean(), float(np.sqrt(prior.variance()))
-    wide = mean + std * np.linspace(-12, 12, 4001)
-    cdf = prior.cdf(wide)
-    lo = float(wide[int(np.searchsorted(cdf, 1e-4))])
-    hi = float(wide[min(int(np.searchsorted(cdf, 1 - 1e-4)), len(wide) - 1)])
-    x = np.linspace(lo, hi, points)
-    middle = 0.5 * (x[1:] + x[:-1])
-    mass = np.diff(np.concatenate([[0.0], prior.cdf(middle), [1.0]]))
-    return Discrete(tuple(x), tuple(np.maximum(mass, 1e-9) / np.maximum(mass, 1e-9).sum()))
-
-
-def binned_samples(values: Array, masses: Array, points: int = _POINTS) -> Discrete:
-    """A law given by weighted values as masses on equally spaced points; each value is split between its neighbours."""
-    masses = np.maximum(masses, 0.0) / np.maximum(masses, 0.0).sum()
-    order = np.argsort(values)
-    cumulative = np.cumsum(masses[order])
-    lo = float(values[order][int(np.searchsorted(cumulative, 1e-4))])
-    hi = float(values[order][min(int(np.searchsorted(cumulative, 1 - 1e-4)), len(values) - 1)])
-    x = np.linspace(lo, hi, points)
-    at = np.clip((values - lo) / (x[1] - x[0]), 0, points - 1)
-    left = np.minimum(at.astype(np.intp), points - 2)
-    mass = np.bincount(left, masses * (left + 1 - at), points) + np.bincount(left + 1, masses * (at - left), points)
-    return Discrete(tuple(x), tuple(np.maximum(mass, 1e-9) / np.maximum(mass, 1e-9).sum()))
-
-
-@dataclass(frozen=True)
-class Start:
-    """Propagated features: decoder columns with a prior each, from which the encoder's first guess is made."""
-
-    B: Array
-    priors: tuple[Prior, ...]
-
-
-def propagated(layer: Layer, p1: FeatureModel, features: int | None) -> Start:
-    """The features A B1 with their own priors, and one along w whose prior is the law of psi(b).
-
-    Fewer `features` than that keeps those that carry the most variance; more adds copies of the strongest ones, turned
-    by a fixed small rotation so that they can part.
-    """
-    law = SpectralExpectations(layer, p1, Encoder([]), tol=1e-6)
-    columns = list(law.output.feature_columns().T)
-    priors = list(p1.priors)
-    psi = law.output.law_of_psi()
-    if psi is not None:
-        columns.append(layer.w.copy())
-        priors.append(binned_samples(*psi))
-    size = np.array([np.sqrt(p.variance()) * np.linalg.norm(c) for p, c in zip(priors, columns, strict=True)])
-    wanted = int(np.sum(size > 0)) if features is None else features
-    order = list(np.argsort(-size, kind="stable"))[:wanted]
-    order.sort()
-    out, laws = [columns[i] for i in order], [priors[i] for i in order]
-    rng = np.random.default_rng(0)
-    strongest = list(np.argsort(-size, kind="stable"))
-    while len(out) < wanted and strongest:
-        i = strongest[(len(out) - len(order)) % len(strongest)]
-        turn = rng.standard_normal(layer.n2)
-        out.append(columns[i] + 0.3 * np.linalg.norm(columns[i]) * turn / np.linalg.norm(turn))
-        laws.append(priors[i])
-    return Start(np.array(out).reshape(len(out), layer.n2).T, tuple(laws))
-
-
-def first_encoder(start: Start, mean: Array, covariance: Array, family: Sequence[str]) -> Encoder:
-    """Posteriors from the linear estimate of each feature: beta_j | x2 is near N(betahat_j, v_j), betahat = E beta + K (x2 - E x2).
-
-    K = (B^T B / s^2 + diag(1 / Var beta))^-1 B^T / s^2 is the regularised pseudo-inverse, s^2 the part of x2's variance that
-    the features leave (at least a thousandth of it).
-    """
-    B = start.B
-    variances = np.array([p.variance() for p in start.priors])
-    means = np.array([p.mean() for p in start.priors])
-    left = (np.trace(covariance) - np.trace((B * variances) @ B.T)) / len(B)
-    s2 = max(left, 1e-3 * float(np.trace(covariance)) / len(B))
-    posterior = np.linalg.inv(B.T @ B / s2 + np.diag(1.0 / variances))
-    K = posterior @ B.T / s2
-    v = np.diag(posterior)
-    out = []
-    for j, (name, prior) in enumerate(zip(family, start.priors, strict=True)):
-        row, offset = K[j], float(means[j] - K[j] @ mean)
-        if name == "tilted":
-            base = prior if isinstance(prior, Discrete | Bernoulli | Normal) else binned(prior)
-            precision = (
-                max(1.0 / v[j] - 1.0 / variances[j], 0.1 / variances[j]) if isinstance(base, Normal) else 1.0 / v[j]
-            )
-            shift = -means[j] / variances[j] if isinstance(base, Normal) else 0.0
-            gain = 1.0 / v[j]
-            out.append(Posterior("tilted", gain * row, [gain * offset + shift], precision=precision, base=base))
-        elif name == "bernoulli":
-            # log odds of beta = mean + std against mean - std from an observation with noise v
-            std = float(np.sqrt(variances[j]))
-            gain = min(2 * std / v[j], 8.0 / std)
-            out.append(Posterior("bernoulli", gain * row, [gain * (offset - means[j])]))
-        elif name == "normal":
-            out.append(Posterior("normal", row, [offset], std=float(np.sqrt(v[j]))))
-        else:
-            gain = 1.0 / float(np.sqrt(variances[j]))
-            out.append(Posterior("exponential", gain * row, [gain * offset]))
-    return Encoder(out)
-
-
-# ------------------------------------------------------------------ the decoder, in closed form
-
-
-def aggregate_prior(law: SpectralExpectations, kernels: TrainingKernels, j: int, q: Posterior) -> Prior:
-    """P_{2,j} = E[Q'_j( . ; c_j)], or the member of its parametric family with the same moments (the minimiser of R1)."""
-    if q.family == "tilted" and isinstance(q.base, Discrete | Bernoulli):
-        return _aggregate_masses(law, j, q)
-    mean = float(law.of_c_each([kernels.mean(j, q)]).value[0])
-    if q.family == "bernoulli":
-        return Bernoulli(min(max(mean, 1e-12), 1 - 1e-12))
-    if q.family == "exponential":
-        return Exponential(mean)
-    s = kernels.mean(j, q)
-    pieces = kernels.variance(j, q)
-    spread = float(law.of_c_each(list(pieces)).value.sum())
-    second = float(law.moments_ss([s], [s]).value[0, 0])
-    return Normal(mean, float(np.sqrt(max(second - mean**2 + spread, 1e-300))))
-
-
-def _aggregate_masses(law: SpectralExpectations, j: int, q: Posterior) -> Prior:
-    """E of each mass of the tilted posterior, for a base of finitely many points."""
-    assert q.base is not None
-    points, masses = q.base.atoms
-    base, precision = q.base, q.precision
-
-    def mass(x: float, m: float) -> Callable[[Array], Array]:
-        return lambda c: np.exp(np.log(m) + c * x - 0.5 * precision * x * x - base.log_partition(c, precision))
-
-    gs = [Integrand(j, (0,), mass(x, m), None, f"Q[{j}]({x:g})") for x, m in zip(points, masses, strict=True)]
-    found = np.maximum(law.of_c_each(gs).value, 1e-12)
-    found = found / found.sum()
-    return Bernoulli(float(found[1])) if isinstance(base, Bernoulli) else Discrete(tuple(points), tuple(found))
-
-
-def best_model(
-    law: SpectralExpectations, kernels: TrainingKernels, encoder: Encoder, noise_floor: float
-) -> FeatureModel:
-    """The decoder that minimises the loss for this encoder, sigma2 kept at or above `noise_floor`."""
-    means = [kernels.mean(j, q) for j, q in enumerate(encoder)]
-    first, second, _ = law.output.f_moments
-    rows = law.of_c_F(means).value
-    M = (rows[:, :-1] - np.outer(rows[:, -1], first)).T
-    s = rows[:, -1]
-    spread = np.array([law.of_c_each(list(kernels.variance(j, q))).value.sum() for j, q in enumerate(encoder)])
-    pairs = law.moments_ss(means, means, weights=np.ones((len(means), len(means)))).value
-    G = pairs - np.outer(s, s) + np.diag(spread)
-    B = _solved(G, M.T).T if len(G) else M
-    covariance = second - np.outer(first, first)
-    # |f - B s|^2 + spread at any B, so that the ridge costs nothing
-    variance = float(np.trace(covariance) - 2 * np.trace(B.T @ M) + np.trace(B @ G @ B.T)) / len(first)
-    priors = [aggregate_prior(law, kernels, j, q) for j, q in enumerate(encoder)]
-    return FeatureModel(B, priors, max(float(np.sqrt(max(variance, 0.0))), noise_floor), first - B @ s)
-
-
-def _solved(G: Array, right: Array) -> Array:
-    """G^-1 right with a ridge of 1e-12 of G's scale, more where G's own error has made it indefinite (a feature that a trial
-    step has switched off, say). Any decoder gives a true loss, so that a ridge costs optimality and never honesty."""
-    scale = max(1e-300, float(np.trace(G))) / len(G)
-    for ridge in (1e-12, 1e-9, 1e-6, 1e-3):
-        try:
-            return np.asarray(cho_solve(cho_factor(G + ridge * scale * np.eye(len(G))), right))
-        except LinAlgError:
-            continue
-    return np.asarray(np.linalg.pinv(G, rcond=1e-3, hermitian=True) @ right)
-
-
-# ------------------------------------------------------------------ the optimiser
-
-
-class _Coordinates:
-    """The encoder as one flat vector: rows of C in whitened coordinates of x2, biases at E x2, logs of the parameters."""
-
-    def __init__(self, encoder: Encoder, mean: Array, covariance: Array) -> None:
-        self.template = list(encoder)
-        self.mean = mean
-        values, vectors = np.linalg.eigh(covariance)
-        root = np.sqrt(np.maximum(values, 1e-8 * values.max()))
-        self.root, self.inverse = (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
-
-    def pack(self, encoder: Encoder) -> Array:
-        parts: list[Array] = []
-        for q in encoder:
-            parts += [
-                (q.C @ self.root).ravel(),
-                q.bias + q.C @ self.mean,
-                np.log(np.array(list(q.parameters.values()))),
-            ]
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    def unpack(self, x: Array) -> Encoder:
-        out, at = [], 0
-        for q in self.template:
-            t, n = q.C.shape
-            C = x[at : at + t * n].reshape(t, n) @ self.inverse
-            at += t * n
-            bias = x[at : at + t] - C @ self.mean
-            at += t
-            values = np.exp(x[at : at + len(q.parameters)])
-            at += len(q.parameters)
-            parameters = dict(zip(q.parameters, map(float, values), strict=True))
-            out.append(Posterior(q.family, C, bias, parameters=parameters, base=q.base))
-        return Encoder(out)
-
-    def pull_back(
-        self, encoder: Encoder, C: Sequence[Array], bias: Sequence[Array], own: Sequence[dict[str, float]]
-    ) -> Array:
-        """The gradient in the flat vector from the gradients in C, bias and the posteriors' own parameters."""
-        parts: list[Array] = []
-        for q, dC, db, dp in zip(encoder, C, bias, own, strict=True):
-            inner = (dC - np.outer(db, self.mean)) @ self.inverse
-            parts += [inner.ravel(), db, np.array([dp[name] * value for name, value in q.parameters.items()])]
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-
-def _moments(layer: Layer, p1: FeatureModel, tol: float) -> tuple[Array, Array]:
-    """Mean and covariance of x2 = f(x1)."""
-    probe = SpectralExpectations(layer, p1, Encoder([]), tol=min(tol, 1e-3) * 1e-2)
-    mean, second, _ = probe.output.f_moments
-    return mean, second - np.outer(mean, mean)
-
-
-def _floor(covariance: Array) -> float:
-    """The least sigma2 where none is given: a thousandth of x2's root mean square deviation."""
-    return 1e-3 * float(np.sqrt(np.trace(covariance) / len(covariance)))
+    starts: tuple[Attempt, ...]
+    kept: Attempt
+    information: Array
+    noise_floor: float
 
 
 def train(
@@ -311,13 +75,15 @@ def train(
     *,
     features: int | None = None,
     family: str | Sequence[str] = "tilted",
+    prior: str | Sequence[str] = "parametric",
     tol: float = 1e-4,
     iterations: int = 200,
     rounds: int = 4,
+    starts: int = 1,
     encoder: Encoder | None = None,
     noise_floor: float | None = None,
     progress: Callable[[Step], None] | None = None,
-    checkpoint: Callable[[Training, bool], None] | None = None,
+    checkpoint: Callable[[Training], None] | None = None,
     resume: Training | None = None,
 ) -> Fitted:
     """Learn a feature model and an encoder for f(x1), x1 ~ p1, by minimising the profile loss over the encoder.
@@ -325,98 +91,266 @@ def train(
     Arguments:
         kernels: a generated kernel module for the layer's psi and the families used
         features: number m2 of features; left out, as many as the propagated ones
-        family: one name for all features or one each ("tilted", "bernoulli", "normal", "exponential")
+        family: one name for all features or one each ("tilted", "bernoulli", "normal", "normal_scale", "exponential")
+        prior: of tilted features, one word for all or one each: "parametric" keeps the form of the feature's first prior
+            (Bernoulli, normal, or its own points), "binned" gives it masses on equally spaced points (free form)
         tol: tolerance of each term of the loss, relative to max(1, |value|); a run ends when no step improves more
-        iterations: bound on the L-BFGS iterations of one round
-        rounds: how often the bases of tilted posteriors are replaced by the learned priors and training goes on
+        iterations: bound on the L-BFGS iterations of one leg
+        rounds: how many legs at one tolerance: after each the learned priors are tried as bases
+        starts: how many starts. The first are the propagated features, or `encoder`; each further one is a pursuit of
+            non-Gaussian directions (see `starts`) from the rows of `encoder`, where given, and then from random rows
         encoder: where to start instead of the propagated features
-        noise_floor: the least sigma2 allowed; left out, a thousandth of x2's root mean square deviation. A loss that is
-            unbounded below (f(x1) lies on an affine subspace, reconstructed exactly) ends there, and the message says so
+        noise_floor: the least sigma2 allowed; left out, `least_noise`
         progress: called with each accepted step
-        checkpoint: called with the state of the run after each accepted step, and with True as its second argument at
-            the start, at the end of each round and at the end, when it should be kept in any case
+        checkpoint: called with the state of the run after each accepted step and at the end of each leg
         resume: such a state, to go on from; the result has the same bytes as without the interruption
 
-    Raises InputError for unknown families or counts that do not fit.
+    Raises InputError for unknown families or counts that do not fit, and UnsupportedError where the loss cannot be evaluated
+    at a start.
     """
-    mean, covariance = _moments(layer, p1, tol)
-    floor = _floor(covariance) if noise_floor is None else noise_floor
+    mean, covariance = output_moments(layer, p1, tol)
+    floor = least_noise(layer, p1, covariance) if noise_floor is None else noise_floor
     state = resume
     if state is None:
-        if encoder is None:
-            start = propagated(layer, p1, features)
-            encoder = first_encoder(start, mean, covariance, _family_each(family, len(start.priors)))
-        state = Training(encoder)
-    keep = checkpoint or (lambda state, now: None)
-    begun = time.perf_counter() - (state.history[-1].seconds if state.history else 0.0)
-    keep(state, True)
+        attempts = _attempts(layer, p1, mean, covariance, features, family, prior, starts, encoder)
+        state = Training(attempts, max(tol, _COARSE))
+    keep = checkpoint or (lambda state: None)
+    run = _Run(layer, p1, kernels, mean, covariance, floor, tol, iterations, rounds, state, progress, keep)
     while not state.message:
-        coordinates = _Coordinates(state.encoder, mean, covariance)
-        objective = _Objective(layer, p1, kernels, coordinates, tol, floor, begun, state, progress, keep)
-        _round(state, objective, tol, iterations, rounds)
-        keep(state, True)
-    assert state.best is not None
-    problem, message = state.best[1], state.message
-    if problem.model.noise_std <= floor * 1.0001:
-        message += f"; sigma2 rests on its floor {floor:.3g}: without one the loss is unbounded below"
-    law = SpectralExpectations.for_problem(problem, tol)
-    return Fitted(problem, kernels.evaluate(law, problem), tuple(state.history), message)
-
-
-def _round(state: Training, objective: _Objective, tol: float, iterations: int, rounds: int) -> None:
-    """One run of L-BFGS, and what follows from it: another round on the learned priors, or the end and its reason."""
-    try:
-        found = minimize(  # type: ignore[call-overload]  # the stubs do not know (value, gradient) from a callable object
-            objective,
-            objective.coordinates.pack(state.encoder),
-            jac=True,
-            method="L-BFGS-B",
-            callback=objective.accepted,
-            options={"maxiter": iterations, "ftol": tol * 1e-1, "gtol": tol, "maxcor": 20},
-        )
-    except BaseException:  # an interruption: what was computed is not lost
-        objective.keep(state, True)
-        raise
-    loss, problem = float(found.fun), objective.problem_at(found.x)
-    reason = _reason(found, tol, iterations)
-    before = state.best
-    if before is None or loss < before[0]:
-        state.best = (loss, problem)
-    based = _rebased(problem)
-    if before is not None and loss >= before[0] - tol:
-        state.message = f"converged: round {state.turn + 1} improved the loss by less than {tol:g}; {reason}"
-    elif all(a is b for a, b in zip(based, problem.encoder, strict=True)):
-        state.message = reason
-    elif state.turn + 1 >= rounds:
-        state.message = f"{reason}; all {rounds} rounds were used"
-    state.turn, state.encoder, state.record = state.turn + 1, based, Record()
-    state.accepted = len(state.history)
-
-
-def _reason(found: OptimizeResult, tol: float, iterations: int) -> str:
-    """Why L-BFGS stopped, in words."""
-    norm, text = float(np.abs(found.jac).max(initial=0.0)), str(found.message).upper()
-    if "GRADIENT" in text or norm <= tol:
-        return f"gradient norm {norm:.2g} is below {tol:g}"
-    if "REDUCTION" in text:
-        return f"the loss stalled: an iteration improved it by less than {0.1 * tol:g}, gradient norm {norm:.2g}"
-    if found.nit >= iterations or "LIMIT" in text:
-        return f"stopped at the limit of {iterations} iterations, gradient norm {norm:.2g}; give more `iterations`"
-    return (
-        f"the loss stalled: no step along the gradient lowers it by what tol {tol:g} can tell, gradient norm {norm:.2g}"
+        run.leg()
+    kept = state.attempts[state.at]
+    problem = run.problem_of(kept)
+    message = state.message + _bound(problem, floor, noise_floor is None, layer, p1)
+    return Fitted(
+        problem,
+        loss_terms(kernels, problem, tol),
+        tuple(step for step in state.history if step.start == state.at),
+        message,
+        tuple(state.attempts),
+        kept,
+        information(kernels, problem, tol),
+        floor,
     )
 
 
-def _family_each(family: str | Sequence[str], count: int) -> list[str]:
-    names = [family] * count if isinstance(family, str) else list(family)
+def _attempts(
+    layer: Layer,
+    p1: FeatureModel,
+    mean: Array,
+    covariance: Array,
+    features: int | None,
+    family: str | Sequence[str],
+    prior: str | Sequence[str],
+    starts: int,
+    encoder: Encoder | None,
+) -> list[Attempt]:
+    """The starts in their order, each with its first encoder."""
+    made = []
+    if encoder is not None:
+        count, names, forms = len(encoder), [q.family for q in encoder], ["parametric"] * len(encoder)
+        made.append(Attempt("given", encoder))
+    else:
+        start = propagated(layer, p1, features)
+        count = len(start.priors)
+        names, forms = _each("family", family, count, FAMILIES), _each("prior", prior, count, ("parametric", "binned"))
+        made.append(Attempt("propagated", first_encoder(_formed(start, forms), mean, covariance, names)))
+    for seed in range(1, starts):
+        given = encoder is not None and seed == 1
+        rows = np.array([q.C[0] for q in encoder or ()]) if given else random_rows(seed, count, layer)
+        start = _formed(pursued(layer, p1, rows.reshape(count, layer.n2), names), forms)
+        name = "pursuit from the encoder's rows" if given else f"pursuit from random rows {seed}"
+        made.append(Attempt(name, first_encoder(start, mean, covariance, names)))
+    return made
+
+
+def _each(what: str, given: str | Sequence[str], count: int, known: Sequence[str]) -> list[str]:
+    names = [given] * count if isinstance(given, str) else list(given)
     if len(names) != count:
         raise InputError(
-            f"`family` lists {len(names)} families; there are {count} features, so it must list {count} or be one name"
+            f"`{what}` lists {len(names)} names; there are {count} features, so it must list {count} or be one name"
         )
     for name in names:
-        if name not in FAMILIES:
-            raise InputError(f"`family` is {name!r}; training knows {', '.join(FAMILIES)}")
+        if name not in known:
+            raise InputError(f"`{what}` is {name!r}; training knows {', '.join(known)}")
     return names
+
+
+def _formed(start: Start, forms: Sequence[str]) -> Start:
+    """The start with priors in the forms asked for."""
+    priors = [binned(p) if form == "binned" else p for p, form in zip(start.priors, forms, strict=True)]
+    return Start(start.B, tuple(priors))
+
+
+# ------------------------------------------------------------------ a run
+
+
+class _Run:
+    """A run under way: what it depends on, and the state that it moves."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        p1: FeatureModel,
+        kernels: TrainingKernels,
+        mean: Array,
+        covariance: Array,
+        floor: float,
+        tol: float,
+        iterations: int,
+        rounds: int,
+        state: Training,
+        progress: Callable[[Step], None] | None,
+        keep: Callable[[Training], None],
+    ) -> None:
+        self.layer, self.p1, self.kernels, self.mean, self.covariance = layer, p1, kernels, mean, covariance
+        self.floor, self.tol, self.iterations, self.rounds = floor, tol, iterations, rounds
+        self.state, self.progress, self.keep = state, progress, keep
+        self.begun = time.perf_counter() - state.elapsed
+
+    def _objective(self, encoder: Encoder) -> ProfileObjective:
+        coordinates = EncoderCoordinates(encoder, self.mean, self.covariance)
+        return ProfileObjective(self.layer, self.p1, self.kernels, coordinates, self.state.tol, self.floor)
+
+    def problem_of(self, attempt: Attempt) -> Problem:
+        """The attempt's encoder with its best decoder and priors."""
+        law = SpectralExpectations(self.layer, self.p1, attempt.encoder, tol=0.3 * self.tol)
+        return Problem(self.layer, self.p1, best_model(law, self.kernels, attempt.encoder, self.floor), attempt.encoder)
+
+    def leg(self) -> None:
+        """One leg from where the state stands, and what follows from it."""
+        state = self.state
+        attempt = state.attempts[state.at]
+        objective = self._objective(attempt.encoder)
+        trial = _Trial(objective)
+        if state.search is None:
+            x = objective.x0
+            state.search = Search(x, *objective.fun_and_jac(x))
+        count = sum(step.start == state.at and step.leg == state.leg for step in state.history)
+        reason = _reason(state.search, self._gains(), state.tol)
+        while not reason and count < self.iterations:
+            started = time.perf_counter()
+            found = advance(state.search, trial, 1e-2 * state.tol)
+            if found is None:
+                reason = (
+                    f"the loss stalled: no step along the gradient lowers it by what tol {state.tol:g} can tell, gradient "
+                    f"norm {_norm(state.search.gradient):.2g}"
+                )
+                break
+            state.search, count = found, count + 1
+            self._record(trial, time.perf_counter() - started)
+            reason = _reason(state.search, self._gains(), state.tol)
+        norm = _norm(state.search.gradient)
+        reason = reason or (
+            f"stopped at the limit of {self.iterations} iterations, gradient norm {norm:.2g}; give more `iterations`"
+        )
+        self._follow(attempt, objective, reason)
+        self.keep(state)
+
+    def _record(self, trial: _Trial, seconds: float) -> None:
+        """Report an accepted step."""
+        state = self.state
+        assert state.search is not None
+        problem, terms = trial.at(state.search.x)
+        step = Step(
+            len(state.history) + 1,
+            float(terms["L"].value),
+            float(terms["L"].error),
+            _norm(state.search.gradient),
+            problem.model.noise_std,
+            state.tol,
+            time.perf_counter() - self.begun,
+            seconds,
+            {name: float(term.value) for name, term in terms.items()},
+            state.at,
+            state.leg,
+        )
+        state.history.append(step)
+        state.elapsed = step.seconds
+        logger.info("iteration %d: loss %.6f, gradient %.2e", step.iteration, step.loss, step.gradient_norm)
+        self.keep(state)
+        if self.progress is not None:
+            self.progress(step)
+
+    def _gains(self) -> list[float]:
+        """By how much each iteration of this leg lowered the loss."""
+        losses = [
+            step.loss for step in self.state.history if step.start == self.state.at and step.leg == self.state.leg
+        ]
+        return [before - after for before, after in itertools.pairwise(losses)]
+
+    def _follow(self, attempt: Attempt, objective: ProfileObjective, reason: str) -> None:
+        """What comes after a leg: the learned priors as bases, the next start, a finer tolerance, or the end."""
+        state = self.state
+        search = state.search
+        assert search is not None
+        problem = objective.problem(search.x)
+        attempt.encoder, attempt.loss, attempt.message = problem.encoder, search.loss, reason
+        attempt.iterations = sum(step.start == state.at for step in state.history)
+        state.search = None
+        state.leg += 1
+        state.turn += 1
+        worth = state.gained is None or state.gained - search.loss > state.tol
+        state.gained = search.loss
+        based = _rebased(problem)
+        if worth and state.turn < self.rounds and any(a is not b for a, b in zip(based, problem.encoder, strict=True)):
+            other = self._objective(based)
+            answer = _Trial(other)(other.x0)
+            if answer is not None and answer[0] < search.loss:
+                attempt.encoder, state.search = based, Search(other.x0, *answer)
+                return
+        state.turn, state.gained = 0, None
+        if state.coarse and state.at + 1 < len(state.attempts):
+            state.at += 1
+            return
+        if state.coarse:
+            state.coarse = False
+            losses = [math.inf if a.loss is None else a.loss for a in state.attempts]
+            state.at = int(np.argmin(losses))
+            attempt = state.attempts[state.at]
+        if state.tol > self.tol:
+            state.tol = max(self.tol, 0.1 * state.tol)
+            state.tol = self.tol if state.tol < 3 * self.tol else state.tol
+        else:
+            state.message = f"converged: {attempt.message}" if "limit" not in attempt.message else attempt.message
+
+
+class _Trial:
+    """The objective for the line search: None where the loss cannot be evaluated; remembers the last points' terms."""
+
+    def __init__(self, objective: ProfileObjective) -> None:
+        self.objective = objective
+        self._seen: dict[bytes, tuple[Problem, dict[str, Estimate]]] = {}
+
+    def __call__(self, x: Array) -> tuple[float, Array] | None:
+        try:
+            problem, terms, gradient = self.objective.evaluate(x)
+        except (UnsupportedError, ToleranceError) as error:
+            logger.info("a trial step was shortened: %s", error)
+            return None
+        self._seen[x.tobytes()] = (problem, terms)
+        return float(terms["L"].value), gradient
+
+    def at(self, x: Array) -> tuple[Problem, dict[str, Estimate]]:
+        """The problem and the terms at the accepted point; the other trials are forgotten."""
+        found = self._seen[x.tobytes()]
+        self._seen = {}
+        return found
+
+
+def _norm(gradient: Array) -> float:
+    return float(np.abs(gradient).max(initial=0.0))
+
+
+def _reason(search: Search, gains: Sequence[float], tol: float) -> str:
+    """Why a leg ends here; empty while it goes on."""
+    norm = _norm(search.gradient)
+    if norm <= tol:
+        return f"gradient norm {norm:.2g} is below {tol:g}"
+    if len(search.steps) >= _PATIENCE and search.expected_gain < 0.03 * tol:
+        return f"gradient norm {norm:.2g} promises no more than {search.expected_gain:.1g} nats"
+    if len(gains) >= _PATIENCE and sum(gains[-_PATIENCE:]) < 0.1 * _PATIENCE * tol:
+        return f"the loss stalled: {_PATIENCE} iterations improved it by {sum(gains[-_PATIENCE:]):.1g}, gradient norm {norm:.2g}"
+    return ""
 
 
 def _rebased(problem: Problem) -> Encoder:
@@ -430,141 +364,60 @@ def _rebased(problem: Problem) -> Encoder:
     return Encoder(out)
 
 
-class ProfileObjective:
-    """The loss of the best decoder and priors for an encoder, as a function of a flat vector, with its gradient.
+def time_left(history: Sequence[Step], tol: float) -> float | None:
+    """Seconds until the loss stalls at this tolerance, if the gains of the last iterations go on falling as they do.
 
-    The vector x holds, feature by feature, the rows of C in whitened coordinates of x2, the biases at E x2, and the logs of
-    the posterior's own parameters. x0 is the encoder that it was made with; `minimize(o.fun_and_jac, o.x0, jac=True)`
-    trains. Remembers the last point.
-
-    Raises UnsupportedError at a point where the loss or its gradient is not finite.
+    With gains g_k = g r^k the iterations left until g r^k < tol / 10 are log(10 g / tol) / log(1 / r); g and r come from
+    the last ten steps of the leg. None before there are four, or while the gains do not fall.
     """
-
-    def __init__(
-        self,
-        layer: Layer,
-        p1: FeatureModel,
-        kernels: TrainingKernels,
-        coordinates: _Coordinates,
-        tol: float,
-        floor: float,
-        x0: Array | None = None,
-    ) -> None:
-        self.layer, self.p1, self.kernels, self.coordinates = layer, p1, kernels, coordinates
-        self.tol, self.floor = tol, floor
-        self.x0 = coordinates.pack(Encoder(coordinates.template)) if x0 is None else x0
-        self._last: tuple[bytes, float, Array] | None = None
-
-    @staticmethod
-    def of(
-        layer: Layer,
-        p1: FeatureModel,
-        encoder: Encoder,
-        kernels: TrainingKernels,
-        tol: float = 1e-6,
-        noise_floor: float | None = None,
-    ) -> ProfileObjective:
-        """The objective of an encoder; noise_floor as in `train`."""
-        mean, covariance = _moments(layer, p1, tol)
-        floor = _floor(covariance) if noise_floor is None else noise_floor
-        return ProfileObjective(layer, p1, kernels, _Coordinates(encoder, mean, covariance), tol, floor)
-
-    def problem(self, x: Array) -> Problem:
-        """The encoder at x with its best decoder and priors."""
-        return self._problem(x)[1]
-
-    def _problem(self, x: Array) -> tuple[SpectralExpectations, Problem]:
-        encoder = self.coordinates.unpack(np.asarray(x, dtype=np.float64))
-        law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=100 * self.tol)
-        return law, Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
-
-    def evaluate(self, x: Array) -> tuple[Problem, Estimate, Array]:
-        """The problem at x, its loss with an error, and the gradient."""
-        law, problem = self._problem(x)
-        loss = self.kernels.evaluate(law, problem)["L"]
-        rows = [e.value for e in self.kernels.dL_dC(law, problem)]  # (t, n2 + 1) each, the last column for the bias
-        own = [{name: float(e.value) for name, e in named.items()} for named in self.kernels.dL_domega(law, problem)]
-        gradient = self.coordinates.pull_back(problem.encoder, [r[:, :-1] for r in rows], [r[:, -1] for r in rows], own)
-        if not np.isfinite(loss.value) or not np.all(np.isfinite(gradient)):
-            raise UnsupportedError(
-                "the loss or its gradient is not finite at a trial encoder; give a smaller `tol` or a start"
-            )
-        return problem, loss, gradient
-
-    def fun_and_jac(self, x: Array) -> tuple[float, Array]:
-        """The loss in nats and its gradient."""
-        key = np.asarray(x, dtype=np.float64).tobytes()
-        if self._last is None or self._last[0] != key:
-            _, loss, gradient = self.evaluate(x)
-            self._last = (key, float(loss.value), gradient)
-        return self._last[1], self._last[2].copy()
-
-    def fun(self, x: Array) -> float:
-        """The loss in nats."""
-        return self.fun_and_jac(x)[0]
-
-    def jac(self, x: Array) -> Array:
-        """The gradient."""
-        return self.fun_and_jac(x)[1]
+    leg = [step for step in history if (step.start, step.leg) == (history[-1].start, history[-1].leg)][-11:]
+    gains = [max(a.loss - b.loss, 1e-3 * tol) for a, b in itertools.pairwise(leg)]
+    if len(gains) < 4:
+        return None
+    half = len(gains) // 2
+    early, late = float(np.mean(gains[:half])), float(np.mean(gains[-half:]))
+    rate = (late / early) ** (1 / (len(gains) - half))
+    if rate >= 1:
+        return None
+    left = max(0.0, math.log(10 * late / tol) / math.log(1 / rate))
+    return left * float(np.mean([step.duration for step in leg]))
 
 
-class _Objective(ProfileObjective):
-    """The objective during training: keeps the record that a checkpoint needs, and reports accepted steps."""
+# ------------------------------------------------------------------ what was found
 
-    def __init__(
-        self,
-        layer: Layer,
-        p1: FeatureModel,
-        kernels: TrainingKernels,
-        coordinates: _Coordinates,
-        tol: float,
-        floor: float,
-        begun: float,
-        state: Training,
-        progress: Callable[[Step], None] | None = None,
-        keep: Callable[[Training, bool], None] = lambda state, now: None,
-    ) -> None:
-        super().__init__(layer, p1, kernels, coordinates, tol, floor)
-        self.begun, self.state, self.progress, self.keep = begun, state, progress, keep
-        self._asked, self._accepted = 0, state.accepted
-        self._seen: dict[bytes, tuple[Problem, Estimate, float]] = {}
 
-    def problem_at(self, x: Array) -> Problem:
-        """The problem at a point where the loss was asked for; made again when the answer came from a checkpoint."""
-        seen = self._seen.get(x.tobytes())
-        return self.problem(x) if seen is None else seen[0]
+def loss_terms(kernels: TrainingKernels, problem: Problem, tol: float) -> dict[str, Estimate]:
+    """The terms to tol, asked for more where an error misses it at first."""
+    for sharper in (1.0, 0.1, 0.003):
+        terms = kernels.evaluate(SpectralExpectations.for_problem(problem, tol * sharper), problem)
+        if all(e.error <= tol * max(1.0, abs(float(e.value))) for e in terms.values()):
+            break
+    return terms
 
-    def __call__(self, x: Array) -> tuple[float, Array]:
-        known = self.state.record.answer(self._asked, x)
-        self._asked += 1
-        if known is not None:
-            return known
-        problem, loss, gradient = self.evaluate(x)
-        self._seen[x.tobytes()] = (problem, loss, float(np.abs(gradient).max(initial=0.0)))
-        self.state.record.add(x, float(loss.value), gradient)
-        return float(loss.value), gradient
 
-    def accepted(self, x: Array) -> None:
-        self._accepted += 1
-        history = self.state.history
-        if self._accepted <= len(history):  # a checkpoint's step
-            return
-        if x.tobytes() not in self._seen:  # recorded, and cut off before it was reported
-            problem, loss, gradient = self.evaluate(x)
-            self._seen[x.tobytes()] = (problem, loss, float(np.abs(gradient).max(initial=0.0)))
-        problem, loss, norm = self._seen[x.tobytes()]
-        self._seen = {x.tobytes(): self._seen[x.tobytes()]}
-        step = Step(
-            len(history) + 1,
-            float(loss.value),
-            float(loss.error),
-            norm,
-            problem.model.noise_std,
-            self.tol,
-            time.perf_counter() - self.begun,
+def information(kernels: TrainingKernels, problem: Problem, tol: float) -> Array:
+    """E K_j of each feature, (m2,): the KL divergence of R1, which is the information about x2 that the feature holds."""
+    law = SpectralExpectations(problem.layer, problem.input, problem.encoder, tol=min(tol, 1e-4))
+    pairs = zip(problem.encoder, problem.model.priors, strict=True)
+    return np.array([law.of_c_each(list(kernels.kl(j, q, p))).value.sum() for j, (q, p) in enumerate(pairs)])
+
+
+def pruned(kernels: TrainingKernels, problem: Problem, keep: Sequence[int], tol: float, floor: float) -> Problem:
+    """The problem with the features `keep` alone, their decoder, priors and sigma2 at the best for them."""
+    encoder = Encoder([problem.encoder[j] for j in keep])
+    law = SpectralExpectations(problem.layer, problem.input, encoder, tol=0.3 * tol)
+    return Problem(problem.layer, problem.input, best_model(law, kernels, encoder, floor), encoder)
+
+
+def _bound(problem: Problem, floor: float, own: bool, layer: Layer, p1: FeatureModel) -> str:
+    """What the floor of sigma2 has to do with the result."""
+    if problem.model.noise_std > floor * 1.0001:
+        return ""
+    d = continuous_dimensions(layer, p1)
+    stated = f"sigma2 rests on its floor {floor:.3g}" + (" (give another as `noise_floor`)" if own else "")
+    if d < layer.n2:
+        return (
+            f"; f(x1) has mass on sets of dimension {d} in R^{layer.n2}, so that the loss is unbounded below as sigma2 -> 0: "
+            f"{stated}"
         )
-        history.append(step)
-        logger.info("iteration %d: loss %.6f, gradient %.2e", step.iteration, step.loss, step.gradient_norm)
-        self.keep(self.state, False)
-        if self.progress is not None:
-            self.progress(step)
+    return f"; {stated}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,108 @@ def test_a_fit_says_why_it_ended() -> None:
     done = et.fit(layer, p1, 1, tol=1e-3)
     assert "gradient norm" in done.message
     assert "limit" not in done.message
+
+
+@pytest.fixture(scope="module")
+def crowded() -> Fit:
+    """More features than one coordinate can tell apart, from two starts."""
+    layer = et.Layer([[1.0]], [0.5], [0.8], "relu", threshold=0.1)
+    p1 = et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4)
+    return et.fit(layer, p1, 3, "bernoulli", tol=1e-3, starts=2)
+
+
+def test_all_starts_are_reported_and_the_best_is_kept(crowded: Fit) -> None:
+    assert [start.name for start in crowded.starts] == ["propagated", "pursuit from random rows 1"]
+    kept = [start for start in crowded.starts if start.kept]
+    assert len(kept) == 1
+    losses = [start.loss for start in crowded.starts if start.loss is not None]
+    assert len(losses) == 2
+    assert kept[0].loss == min(losses)
+    assert kept[0].iterations == len(crowded.history)
+    assert crowded.values["L"].value == pytest.approx(kept[0].loss, abs=2e-3)
+
+
+def test_history_tells_terms_tolerance_and_time_of_each_iteration(crowded: Fit) -> None:
+    for step in crowded.history:
+        assert set(step.terms) == {"L", "R1", "R2", "R3", "S1", "S2", "T1", "T2", "T3", "U1", "U2", "U3"}
+        assert step.terms["L"] == step.loss == pytest.approx(step.terms["R1"] + step.terms["R2"] + step.terms["R3"])
+        assert step.tol >= 1e-3
+        assert 0 < step.duration <= step.seconds
+        assert step.gradient_norm > 0
+
+
+def test_features_that_died_are_told_and_pruning_keeps_the_loss(crowded: Fit) -> None:
+    """A feature switched off by hand: its posterior is its prior whatever x2 is."""
+    off = et.Posterior("bernoulli", [[0.0]], [-1.0])
+    q = et.Encoder([*crowded.encoder, off])
+    dead = et.Bernoulli(1 / (1 + np.e))
+    model = crowded.model
+    more = et.FeatureModel(np.hstack([model.B, [[0.0]]]), [*model.priors, dead], model.noise_std, model.offset)
+    problem = et.Problem(crowded.problem.layer, crowded.problem.input, more, q)
+    with_it = replace(crowded, problem=problem, information=(*crowded.information, 0.0))
+    assert len(with_it.information) - 1 in with_it.dead
+    assert "died" in repr(with_it)
+    pruned = with_it.pruned()
+    assert pruned.model.m == with_it.model.m - len(with_it.dead)
+    assert pruned.dead == ()
+    assert "pruned of" in pruned.message
+    assert pruned.values["L"].value == pytest.approx(crowded.values["L"].value, abs=4e-3)
+    assert pruned.pruned() is pruned
+
+
+def test_information_is_what_R1_is_made_of(crowded: Fit) -> None:
+    assert sum(crowded.information) == pytest.approx(float(crowded.values["R1"].value), abs=1e-4)
+
+
+def test_the_law_of_a_read_out_is_the_models(fitted: Fit) -> None:
+    x = fitted.sample(200_000, np.random.default_rng(1)) @ [0.6, -1.0]
+    tail = float(fitted.marginal([0.6, -1.0]).tail(0.3).value)
+    assert np.mean(x > 0.3) == pytest.approx(tail, abs=4 * np.sqrt(tail / len(x)))
+
+
+def test_a_fit_is_read_back_with_its_starts_and_information(crowded: Fit, tmp_path: Path) -> None:
+    crowded.save(tmp_path)
+    again = et.load(tmp_path)
+    assert isinstance(again, Fit)
+    for name in ("history", "starts", "information", "noise_floor", "message"):
+        assert getattr(again, name) == getattr(crowded, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "elbotree-fit/1"}, "`format` is 'elbotree-fit/1'; this version reads 'elbotree-fit/2'"),
+        ({"information": [0.1]}, "`information` has 1 numbers; the model has m2 = 3 features"),
+        ({"starts": [{}]}, "is not the cfg.json of a fit"),
+        ({"history": None}, "is not the cfg.json of a fit"),
+    ],
+)
+def test_a_cfg_that_does_not_fit_is_refused(crowded: Fit, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    crowded.save(tmp_path)
+    place = tmp_path / "cfg.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), **change}))
+    with pytest.raises(InputError, match=message):
+        et.load(tmp_path)
+
+
+def test_features_and_priors_are_drawn(fitted: Fit, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figure = fitted.plot(tmp_path / "features.png")
+    assert len(figure.axes) == 2 * fitted.model.m
+    assert (tmp_path / "features.png").read_bytes().startswith(b"\x89PNG")
+    bars = [patch.get_height() for patch in figure.axes[0].patches]
+    np.testing.assert_allclose(bars, fitted.model.B[:, 0] * fitted.model.priors[0].variance() ** 0.5)
+    with pytest.raises(InputError, match="the ending must be one of"):
+        fitted.plot(tmp_path / "features.txt")
+    with pytest.raises(InputError, match="cannot be written"):
+        fitted.plot(tmp_path / "nowhere" / "features.png")
+
+
+@pytest.mark.parametrize("name", ["starts", "iterations", "rounds"])
+def test_counts_that_do_not_fit_are_refused(name: str) -> None:
+    layer = et.Layer([[1.0]], [0.5], [0.8], "relu")
+    with pytest.raises(InputError, match=f"`{name}` is 0; it must be a whole number, 1 or more"):
+        et.fit(layer, et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4), **{name: 0})  # type: ignore[arg-type]
 
 
 def test_the_command_line_keeps_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:

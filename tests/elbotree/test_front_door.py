@@ -151,5 +151,5 @@ def test_fit_refuses_counts_and_families_that_do_not_fit() -> None:
     layer = et.Layer([[1.0]], [0.0], [1.0], psi="zero")
     with pytest.raises(et.InputError, match="`features` is -1"):
         et.fit(layer, p1, features=-1)
-    with pytest.raises(et.InputError, match="lists 2 families; there are 1 features"):
+    with pytest.raises(et.InputError, match="lists 2 names; there are 1 features"):
         et.fit(layer, p1, features=1, family=["bernoulli", "normal"])

@@ -10,11 +10,12 @@ from scipy.integrate import quad
 
 import elbotree as et
 from elbotree.codegen import generate
-from elbotree.runtime.checkpoints import Training
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal
+from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_model
 from elbotree.runtime.spectral import SpectralExpectations
-from elbotree.runtime.training import _Coordinates, _Objective, best_model, binned, binned_samples, train
+from elbotree.runtime.starts import binned, binned_samples
+from elbotree.runtime.training import train
 
 
 def entropy(priors: list[tuple[list[float], list[float]]], std: float) -> float:
@@ -76,7 +77,7 @@ def test_accepted_steps_never_raise_the_loss_and_are_reported() -> None:
     assert fitted.terms["L"].value <= losses[0]
 
 
-def objective() -> tuple[_Objective, np.ndarray]:
+def objective() -> tuple[ProfileObjective, np.ndarray]:
     layer, p1 = relu_problem()
     rng = np.random.default_rng(2)
     encoder = et.Encoder(
@@ -88,10 +89,10 @@ def objective() -> tuple[_Objective, np.ndarray]:
     )
     law = SpectralExpectations(layer, p1, encoder, tol=1e-8)
     first, second, _ = law.output.f_moments
-    coordinates = _Coordinates(encoder, first, second - np.outer(first, first))
+    coordinates = EncoderCoordinates(encoder, first, second - np.outer(first, first))
     kernels = generate("relu", ["bernoulli", "tilted", "normal"])
-    made = _Objective(layer, p1, kernels, coordinates, 1e-7, 1e-6, 0.0, Training(encoder))
-    return made, coordinates.pack(encoder)
+    made = ProfileObjective(layer, p1, kernels, coordinates, 1e-7, 1e-6)
+    return made, made.x0
 
 
 def test_flat_coordinates_round_trip() -> None:
@@ -102,20 +103,19 @@ def test_flat_coordinates_round_trip() -> None:
 def test_gradient_of_the_profile_loss_is_the_partial_gradient() -> None:
     """The envelope theorem: central differences of the loss, decoder and priors minimised anew at every point."""
     made, x = objective()
-    _, gradient = made(x)
+    gradient = made.jac(x)
     for i in (0, 3, 5, 8, 9, 12, 13):
         step = np.zeros_like(x)
         step[i] = 1e-3
-        ahead, behind = made(x + step)[0], made(x - step)[0]
-        further, back = made(x + 2 * step)[0], made(x - 2 * step)[0]
+        ahead, behind = made.fun(x + step), made.fun(x - step)
+        further, back = made.fun(x + 2 * step), made.fun(x - 2 * step)
         difference = (8 * (ahead - behind) - (further - back)) / 12e-3
         assert gradient[i] == pytest.approx(difference, abs=2e-5 * max(1.0, np.abs(gradient).max()))
 
 
 def test_closed_form_decoder_is_a_minimum() -> None:
     made, x = objective()
-    made(x)
-    problem = made.problem_at(x)
+    problem = made.problem(x)
     law = SpectralExpectations(problem.layer, problem.input, problem.encoder, tol=1e-9)
     best = made.kernels.evaluate(law, problem)["L"].value
     model = problem.model
@@ -166,7 +166,7 @@ def test_more_features_than_sources() -> None:
     ("family", "message"),
     [
         ("beta", "`family` is 'beta'; training knows tilted, bernoulli"),
-        (["tilted"], "lists 1 families; there are 4 features"),
+        (["tilted"], "lists 1 names; there are 4 features"),
     ],
 )
 def test_families_that_do_not_fit(family: str | list[str], message: str) -> None:

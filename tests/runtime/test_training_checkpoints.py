@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import elbotree as et
-from elbotree.runtime.checkpoints import CheckpointFolder, Record, Step, Training, fingerprint
+from elbotree.runtime.checkpoints import Attempt, CheckpointFolder, Step, Training, encoder_form, fingerprint
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.lbfgs import Search
 from elbotree.runtime.storage import CFG, MODEL
 
 SETTINGS = {"tol": 1e-3}
@@ -36,7 +44,7 @@ def fit(
             raise Cut
 
     layer, p1 = problem()
-    arguments: dict[str, object] = {"features": 1, "tol": 1e-3, "iterations": 4, "rounds": 2, **more}
+    arguments: dict[str, object] = {"features": 2, "tol": 1e-3, "iterations": 4, "rounds": 2, "starts": 2, **more}
     return et.fit(layer, p1, checkpoint=folder, resume=resume, progress=stop, **arguments)  # type: ignore[arg-type]
 
 
@@ -53,7 +61,7 @@ def test_interrupted_twice_and_resumed_the_model_has_the_same_bytes(whole: Path,
     with pytest.raises(Cut):
         fit(place, cut=3)
     with pytest.raises(Cut):
-        fit(place, cut=6, resume=True)  # in the second round
+        fit(place, cut=9, resume=True)  # in the second start
     resumed = fit(place, resume=True)
     resumed.save(tmp_path / "resumed")
     assert (tmp_path / "resumed" / MODEL).read_bytes() == (whole / MODEL).read_bytes()
@@ -92,7 +100,7 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
     layer, p1 = problem()
     other = et.Layer(layer.A, layer.w, layer.u, "relu", threshold=0.2)
     with pytest.raises(InputError, match="checkpoint of a fit with another `layer`; give the same"):
-        et.fit(other, p1, 1, tol=1e-3, iterations=4, rounds=2, checkpoint=tmp_path, resume=True)
+        et.fit(other, p1, 2, tol=1e-3, iterations=4, rounds=2, checkpoint=tmp_path, resume=True)
 
 
 def test_resume_needs_a_folder_and_starts_anew_in_an_empty_one(tmp_path: Path) -> None:
@@ -113,69 +121,90 @@ def test_a_place_that_cannot_hold_checkpoints_is_refused_before_the_work(
         fit(tmp_path / "full", cut=0)
 
 
-def state(losses: int) -> tuple[Training, et.Layer, et.FeatureModel]:
-    layer, p1 = problem()
+def state(steps: int) -> Training:
     q = et.Posterior("tilted", [[1 / 3]], [0.7], precision=1.1, base=et.Discrete((0.0, 1.0, 2.0), (0.3, 0.3, 0.4)))
-    made = Training(et.Encoder([q]), turn=1)
-    for i in range(losses):
-        made.record.add(np.array([i / 3]), i / 7, np.array([i / 11]))
-    model = et.FeatureModel([[1.0]], [q.base], 0.3)
-    made.best = (1 / 3, et.Problem(layer, p1, model, made.encoder))
-    return made, layer, p1
+    attempts = [Attempt("given", et.Encoder([q]), 1 / 3, 2, "stalled"), Attempt("pursuit", et.Encoder([q]))]
+    vectors = [np.array([i / 7, 1 / (i + 1)]) for i in range(steps)]
+    search = Search(np.array([1 / 3, 0.1]), 1 / 9, np.array([1 / 11, 2.0]), vectors, [v / 3 for v in vectors])
+    terms = {"L": 1 / 3, "R1": 0.1}
+    history = [Step(i + 1, 1 / (i + 1), 1e-9, 0.1, 0.3, 1e-3, 0.1 * i, 0.1, terms, 1, 4) for i in range(steps)]
+    return Training(attempts, 1e-3, 1, False, 4, 2, 1 / 3, search, history, 0.7)
 
 
 def test_every_bit_of_a_state_is_kept(tmp_path: Path) -> None:
-    made, layer, p1 = state(3)
+    made = state(3)
     CheckpointFolder(tmp_path, SETTINGS).save(made)
-    read = CheckpointFolder(tmp_path, SETTINGS).load(layer, p1)
+    read = CheckpointFolder(tmp_path, SETTINGS).load()
     assert read is not None
-    assert read.best is not None
-    assert made.best is not None
-    assert read.record.losses == made.record.losses
-    np.testing.assert_array_equal(read.record.points, made.record.points)
-    np.testing.assert_array_equal(read.record.gradients, made.record.gradients)
-    assert (read.turn, read.best[0]) == (1, 1 / 3)
-    assert read.best[1].to_dict() == made.best[1].to_dict()
-    assert read.encoder[0].base == made.encoder[0].base
+    assert made.search is not None
+    assert read.search is not None
+    for name in ("x", "gradient", "steps", "changes", "loss"):
+        np.testing.assert_array_equal(getattr(read.search, name), getattr(made.search, name))
+    for name in ("tol", "at", "coarse", "leg", "turn", "gained", "history", "elapsed", "message"):
+        assert getattr(read, name) == getattr(made, name)
+    for ours, theirs in zip(read.attempts, made.attempts, strict=True):
+        assert {**vars(ours), "encoder": None} == {**vars(theirs), "encoder": None}
+        assert encoder_form(ours.encoder) == encoder_form(theirs.encoder)
+
+
+def test_the_beginning_of_a_leg_is_kept_too(tmp_path: Path) -> None:
+    made = state(0)
+    made.search = None
+    CheckpointFolder(tmp_path, SETTINGS).save(made)
+    read = CheckpointFolder(tmp_path, SETTINGS).load()
+    assert read is not None
+    assert read.search is None
 
 
 @pytest.mark.parametrize("damaged", [CFG, MODEL])
 def test_a_save_that_is_cut_off_leaves_the_one_before(damaged: str, tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, SETTINGS)
-    for losses in (1, 2, 3):
-        made, layer, p1 = state(losses)
-        folder.save(made)
+    for steps in (1, 2, 3):
+        folder.save(state(steps))
     content = (tmp_path / "a" / damaged).read_bytes()  # the third save went where the first one was
     (tmp_path / "a" / damaged).write_bytes(content[: len(content) // 2])
-    read = CheckpointFolder(tmp_path, SETTINGS).load(layer, p1)
+    read = CheckpointFolder(tmp_path, SETTINGS).load()
     assert read is not None
-    assert len(read.record.losses) == 2
+    assert len(read.history) == 2
     (tmp_path / "b" / damaged).write_bytes(b"{}")
     with pytest.raises(InputError, match="holds no whole checkpoint"):
-        CheckpointFolder(tmp_path, SETTINGS).load(layer, p1)
+        CheckpointFolder(tmp_path, SETTINGS).load()
 
 
-def test_saves_within_a_second_are_left_out_unless_they_must_be(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path, SETTINGS)
-    for losses, now in ((1, True), (2, False)):
-        folder.save(state(losses)[0], now)
-    made, layer, p1 = state(3)
-    read = CheckpointFolder(tmp_path, SETTINGS).load(layer, p1)
-    assert read is not None
-    assert len(read.record.losses) == 1
-    folder.save(made)
-    read = CheckpointFolder(tmp_path, SETTINGS).load(layer, p1)
-    assert read is not None
-    assert len(read.record.losses) == 3
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_killed_at_any_moment_a_fit_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    """SIGINT, SIGTERM and SIGKILL, each at another moment: between two slots, in an iteration, in a save."""
+    problem = {
+        "format": "elbotree-problem/1",
+        "layer": {"A": [[1.0]], "w": [0.5], "u": [0.8], "psi": "relu", "threshold": 0.1},
+        "input": {"B": [[1.0]], "noise_std": 0.4, "priors": [{"kind": "normal", "mean": 0.0, "std": 1.0}]},
+    }
+    (tmp_path / "p.json").write_text(json.dumps(problem))
+    place = tmp_path / "state"
+    call = [sys.executable, "-m", "elbotree", "fit", str(tmp_path / "p.json"), "--tol", "1e-3", "--format", "json"]
+    kept = [*call, "--checkpoint", str(place), "--resume", "--out", str(tmp_path / "resumed")]
+    reached = 0
+    for signal_number, wait in ((signal.SIGKILL, 0.0), (signal.SIGINT, 0.07), (signal.SIGTERM, 0.02)):
+        process = subprocess.Popen(kept, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and _saves(place) <= reached:
+            time.sleep(0.002)
+        time.sleep(wait)
+        process.send_signal(signal_number)
+        process.wait(60)
+        reached = _saves(place)
+        assert reached > 0
+    assert subprocess.run(kept, stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run([*call, "--out", str(tmp_path / "whole")], stdout=subprocess.DEVNULL).returncode == 0
+    assert (tmp_path / "resumed" / MODEL).read_bytes() == (tmp_path / "whole" / MODEL).read_bytes()
 
 
-def test_a_record_answers_only_the_question_that_was_asked() -> None:
-    record = Record()
-    record.add(np.array([1.0]), 2.0, np.array([3.0]))
-    record.add(np.array([4.0]), 5.0, np.array([6.0]))
-    assert record.answer(0, np.array([1.0])) == (2.0, np.array([3.0]))
-    assert record.answer(1, np.array([4.0 + 1e-15])) is None
-    assert len(record.losses) == 1  # and what came after it is forgotten
+def _saves(place: Path) -> int:
+    """The number of the newest whole save."""
+    found = [0]
+    for slot in ("a", "b"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found.append(json.loads((place / slot / CFG).read_text())["saves"])
+    return max(found)
 
 
 def test_the_fingerprint_sees_every_part() -> None:
