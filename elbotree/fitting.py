@@ -287,7 +287,7 @@ def load(folder: str | Path) -> Fit:
         problem = Problem.from_dict(cfg["problem"], folder=folder)
         starts = tuple(StartReport(**start) for start in cfg["starts"])
         nats = tuple(float(v) for v in cfg["information"])
-        if len(nats) != problem.model.m:
+        if nats and len(nats) != problem.model.m:
             raise InputError(f"`information` has {len(nats)} numbers; the model has m2 = {problem.model.m} features")
         return Fit(problem, values, history, str(cfg["message"]), starts, nats, float(cfg["noise_floor"]))
     except (KeyError, TypeError, AttributeError) as error:
