@@ -15,6 +15,8 @@ from elbotree.fitting import Fit
 from elbotree.fitting import load as load_fit
 from elbotree.runtime import chain as chains
 from elbotree.runtime.activations import Activation
+from elbotree.runtime.chain_checkpoints import Loss
+from elbotree.runtime.drift import Drift
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.profile import TrainingKernels
@@ -63,6 +65,8 @@ def fit_network(
     check_samples: int | None = None,
     seed: int = 0,
     progress: Callable[[int, FeatureModel], None] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
 ) -> Chain:
     """A feature model for every layer of a network, each made from the model before it.
 
@@ -87,7 +91,10 @@ def fit_network(
         samples        rows of method "sampling"
         check_samples  rows of p1 sent through the true network, which each model is compared with; None: no check
         seed           of everything drawn
-        progress       called with the number of the layer and its model
+        progress       called with the number of each layer that is done, and its model
+        checkpoint     folder to keep the finished layers in, and the training under way; each is written atomically
+        resume         go on from there, to the same bytes as without the interruption (same machine and versions); start anew
+                       where there is nothing yet. The arguments must be the ones it was begun with
 
     Returns a `Chain`; print it for the drift. Raises InputError for arguments that do not fit together, and
     UnsupportedError where a psi has a pole inside the law of its b.
@@ -112,11 +119,13 @@ def fit_network(
         check_samples=check_samples,
         seed=seed,
         progress=progress,
+        checkpoint=checkpoint,
+        resume=resume,
     )
     return Chain(**{field.name: getattr(made, field.name) for field in fields(made)})
 
 
-def _kernels(psi: str, families: Sequence[str]) -> TrainingKernels:
+def _kernels(psi: str, families: Sequence[str]) -> chains.ChainKernels:
     return generate(psi, list(families))
 
 
@@ -135,8 +144,8 @@ def load_chain(folder: str | Path) -> Chain:
     try:
         layers = tuple(_read_layer(form, f"layers[{i}]", arrays) for i, form in enumerate(cfg["layers"]))
         models = tuple(_read_model(form, f"models[{i}]", arrays) for i, form in enumerate(cfg["models"]))
-        losses = tuple(None if form is None else chains.Loss(**form) for form in cfg["losses"])
-        drift = tuple(None if form is None else chains.Drift(**form) for form in cfg["drift"])
+        losses = tuple(None if form is None else Loss(**form) for form in cfg["losses"])
+        drift = tuple(None if form is None else _read_drift(form) for form in cfg["drift"])
         if not layers or not len(layers) == len(models) == len(losses) == len(drift):
             raise InputError("`layers`, `models`, `losses` and `drift` must have one entry a layer")
         p1 = _read_model(cfg["p1"], "p1", arrays)
@@ -159,6 +168,10 @@ def _model_form(model: FeatureModel) -> dict[str, Any]:
 
 def _read_model(form: dict[str, Any], place: str, arrays: dict[str, Any]) -> FeatureModel:
     return FeatureModel(arrays[f"{place}.B"], form["priors"], form["noise_std"], arrays[f"{place}.offset"])
+
+
+def _read_drift(form: dict[str, Any]) -> Drift:
+    return Drift(**{**form, "units": tuple(form["units"])})
 
 
 def _read_layer(form: dict[str, Any], place: str, arrays: dict[str, Any]) -> Layer:

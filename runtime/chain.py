@@ -15,13 +15,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elbotree.runtime.arguments import read_only_array, shortened
+from elbotree.runtime.chain_checkpoints import ChainFolder, Done, Loss
+from elbotree.runtime.drift import TRUSTED, Drift, measure_drift
+from elbotree.runtime.encoding import EncodingKernels, bound
 from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
+from elbotree.runtime.importance import SampledTail, sampled_tail
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.prior_base import nearest
@@ -33,65 +39,16 @@ from elbotree.runtime.tails import TailProbability
 from elbotree.runtime.training import train
 
 Array = NDArray[np.float64]
-KernelFactory = Callable[[str, Sequence[str]], TrainingKernels]
 logger = logging.getLogger(__name__)
 
 METHODS = ("fit", "mean-prop", "cov-prop", "sampling")
 
-#: The drift up to which a layer's model is trusted: mean in standard deviations, covariance relative in the Frobenius
-#: norm, Wasserstein-1 of the worst coordinate in standard deviations.
-TRUSTED = {"mean": 0.1, "covariance": 0.1, "wasserstein": 0.1}
+
+class ChainKernels(TrainingKernels, EncodingKernels, Protocol):
+    """What a chain needs of a generated kernel module."""
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The loss L of a trained layer, in nats.
-
-    value, error  L and an estimate of its absolute error. L is the model's cross-entropy bound against the model before
-                  it, not against the network
-    gap           L minus the entropy of the normal law with f(x1)'s mean and covariance, which is what the best Gaussian
-                  model reaches: below 0 the features say more than Gaussian moments. None where the covariance is singular
-    iterations    of the optimiser
-    """
-
-    value: float
-    error: float
-    gap: float | None
-    iterations: int
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far a layer's model is from samples of the true network.
-
-    mean         the largest |difference of the means| of a coordinate, in its standard deviations
-    covariance   Frobenius norm of the difference of the covariances, relative to that of the samples' covariance
-    wasserstein  the largest Wasserstein-1 distance of a coordinate, in its standard deviations
-    unit         the coordinate it belongs to
-    samples      how many rows were compared; all three contain their sampling error, about 1 / sqrt(samples)
-    """
-
-    mean: float
-    covariance: float
-    wasserstein: float
-    unit: int
-    samples: int
-
-    @property
-    def trust(self) -> bool:
-        """Whether all three stay within `TRUSTED`."""
-        return (
-            self.mean <= TRUSTED["mean"]
-            and self.covariance <= TRUSTED["covariance"]
-            and self.wasserstein <= TRUSTED["wasserstein"]
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"mean off by {self.mean:.3f} standard deviations, covariance by {self.covariance:.1%}, Wasserstein-1 up to "
-            f"{self.wasserstein:.3f} standard deviations (coordinate {self.unit}): "
-            f"{'trusted' if self.trust else 'not trusted'}"
-        )
+KernelFactory = Callable[[str, Sequence[str]], ChainKernels]
 
 
 @dataclass(frozen=True)
@@ -100,10 +57,12 @@ class ChainTail:
 
     probability  of the model; its error says nothing about the network
     drift        of the last layer, None where it was not measured
+    checks       the network's own probability by importance sampling, one a threshold; empty where none were asked for
     """
 
     probability: TailProbability
     drift: Drift | None
+    checks: tuple[SampledTail, ...] = ()
 
     @property
     def value(self) -> Array:
@@ -122,7 +81,8 @@ class ChainTail:
 
     def __str__(self) -> str:
         drift = "drift not measured (give check_samples)" if self.drift is None else str(self.drift)
-        return f"P = {self.value} ± {self.error} under the last model; {drift}"
+        checks = "".join(f"; {check}" for check in self.checks)
+        return f"P = {self.value} ± {self.error} under the last model{checks}; {drift}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +115,14 @@ class Chain:
         good = [d is not None and d.trust for d in self.drift]
         return good.index(False) if False in good else len(good)
 
-    def tail(self, v: ArrayLike, x: ArrayLike, tol: float = 1e-10) -> ChainTail:
+    def tail(
+        self, v: ArrayLike, x: ArrayLike, tol: float = 1e-10, *, check_samples: int | None = None, seed: int = 0
+    ) -> ChainTail:
         """P(<v, x_last> > x) under the last layer's model, with its drift beside it. The model's error is within tol of
         the probability; the network's probability is as near as the drift says, and tails feel drift first.
+
+        check_samples  rows for an unbiased estimate of the network's own probability, one a threshold, by importance
+                       sampling from the exact input law: see `SampledTail`
 
         Raises InputError for a wrong shape of v, and UnsupportedError for a model without noise ("mean-prop").
         """
@@ -167,7 +132,13 @@ class Chain:
             raise InputError(
                 f"`v` has shape {row.shape}; the last layer has {model.n} outputs, so it must be ({model.n},)"
             )
-        return ChainTail(model.marginal(row).tail(x, tol), self.drift[-1])
+        _check_count("check_samples", check_samples, 100)
+        found = model.marginal(row).tail(x, tol)
+        checks = []
+        if check_samples is not None:
+            for point in np.asarray(x, dtype=np.float64).ravel().tolist():
+                checks.append(sampled_tail(self.layers, self.p1, row, point, check_samples, seed))
+        return ChainTail(found, self.drift[-1], tuple(checks))
 
     def __repr__(self) -> str:
         return f"<Chain of {len(self.layers)} layers by {self.method}, {self.models[-1].n} outputs>"
@@ -177,21 +148,25 @@ class Chain:
 
 
 def chain_table(chain: Chain) -> str:
-    """One line a layer: psi, width, features (those that are not normal), L and its gap, drift and trust."""
+    """One line a layer: psi, width, features (those that are not normal); of trained layers L, its gap and the same bound
+    on samples of the network; drift, with the excess in nats, and trust. Columns without an entry are left out."""
     lines: list[tuple[str, ...]] = [
-        ("layer", "psi", "width", "features", "L", "gap", "mean", "covariance", "W1", "trust")
+        ("layer", "psi", "width", "features", "L", "gap", "samples", "mean", "covariance", "W1", "nats", "trust")
     ]
     for i, (layer, model, loss, drift) in enumerate(
         zip(chain.layers, chain.models, chain.losses, chain.drift, strict=True)
     ):
         psi = layer.activation.text if layer.w.any() else ""
         shaped = sum(not isinstance(p, Normal) for p in model.priors)
-        nats = ("", "") if loss is None else (f"{loss.value:.4f}", "" if loss.gap is None else f"{loss.gap:+.4f}")
-        seen = ("", "", "", "not measured")
+        nats = ("", "", "")
+        if loss is not None:
+            nats = (f"{loss.value:.4f}", _number(loss.gap, "+.4f"), _number(loss.cross_entropy, ".4f"))
+        seen = ("", "", "", "", "not measured")
         if drift is not None:
-            seen = (f"{drift.mean:.3f}", f"{drift.covariance:.3f}", f"{drift.wasserstein:.3f}", _word(drift))
+            off = (f"{drift.mean:.3f}", f"{drift.covariance:.3f}", f"{drift.wasserstein:.3f}")
+            seen = (*off, _number(drift.excess, ".3f"), "yes" if drift.trust else "no")
         lines.append((str(i + 1), psi, str(layer.n2), str(shaped), *nats, *seen))
-    empty = [column for column in range(10) if not any(line[column] for line in lines[1:])]
+    empty = [column for column in range(len(lines[0])) if not any(line[column] for line in lines[1:])]
     lines = [tuple(cell for column, cell in enumerate(line) if column not in empty) for line in lines]
     sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(text.ljust(size) for text, size in zip(line, sizes, strict=True)).rstrip() for line in lines]
@@ -199,12 +174,17 @@ def chain_table(chain: Chain) -> str:
         f", trusted up to layer {chain.trusted}" if chain.trusted is not None else ""
     )
     limits = ", ".join(f"{name} {limit:g}" for name, limit in TRUSTED.items())
-    foot = [f"trust: {limits}; mean and W1 in standard deviations, covariance relative"] if chain.drift[0] else []
+    foot = []
+    if chain.drift[0]:
+        foot = [
+            f"trust: {limits}; mean and W1 (of the worst coordinate) in standard deviations, covariance relative; nats: a row "
+            "beyond what Gaussian moments of the network's own rows cost"
+        ]
     return "\n".join([head, *table, *foot, *(f"note: {note}" for note in chain.notes)])
 
 
-def _word(drift: Drift) -> str:
-    return "yes" if drift.trust else "no"
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 # ------------------------------------------------------------------ making a chain
@@ -224,110 +204,196 @@ def build_chain(
     check_samples: int | None = None,
     seed: int = 0,
     progress: Callable[[int, FeatureModel], None] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
 ) -> Chain:
     """See `elbotree.fit_network`; `kernels(psi, families)` gives the generated kernel module for training."""
     layers = tuple(layers) if isinstance(layers, Sequence) else layers
     _check(layers, p1, method, tol, features, iterations, noise_floor, samples, check_samples)
     begun = time.perf_counter()
-    rng = np.random.default_rng(seed)
-    notes: list[str] = []
-    models: list[FeatureModel] = []
-    losses: list[Loss | None] = []
-    rows = p1.sample(samples, rng) if method == "sampling" else None
-    before = gaussian(p1) if method == "cov-prop" else p1
-    state = Propagation(
-        before,
-        features=0 if method == "cov-prop" else features,
-        noise_floor=noise_floor,
-        tol=min(1e-6, tol * 1e-3),
-    )
-    made_normal, added = 0.0, 0
+    settings = {
+        "method": method,
+        "tol": tol,
+        "features": features,
+        "iterations": iterations,
+        "noise_floor": noise_floor,
+        "check_samples": check_samples,
+        "seed": seed,
+    }
+    folder = _folder(checkpoint, resume, layers, p1, {**settings, "samples": samples})
+    truth = _Truth(p1, check_samples, seed)
+    if method in ("fit", "cov-prop"):
+        maker = _Maker(layers, p1, kernels, method, tol, features, iterations, noise_floor, folder, truth)
+        step = maker.step
+    else:
+        step = _Baseline(p1, method, samples, seed).step
+    drift: list[Drift | None] = []
+    found: list[Done] = []
     for i, layer in enumerate(layers):
-        loss = None
-        if method == "mean-prop":
-            mean = layer((before.mean())[None])[0]
-            model = FeatureModel(np.zeros((layer.n2, 0)), [], 0.0, mean)
-        elif rows is not None:
-            rows = layer(rows)
-            model = gaussian_of(rows.mean(axis=0), np.atleast_2d(np.cov(rows.T)))
-        else:
-            step = state.through(layer)
-            model, made_normal = step.model, max(made_normal, step.made_normal)
-            added += step.added_noise > 0
-            if method == "fit" and iterations > 0 and not step.affine:
-                model, loss = _trained(layer, before, model, kernels, features, iterations, tol, i, notes)
-                state.restart(model)
-        models.append(model)
-        losses.append(loss)
-        before = model
-        logger.info("layer %d of %d: %d features", i + 1, len(layers), model.m)
-        if progress is not None:
-            progress(i + 1, model)
+        truth.through(layer)
+        done, new = step(i, layer)
+        drift.append(truth.drift(done.model))
+        found.append(done)
+        logger.info("layer %d of %d: %d features", i + 1, len(layers), done.model.m)
+        if progress is not None and new:
+            progress(i + 1, done.model)
+    seconds = time.perf_counter() - begun
+    models, losses = tuple(done.model for done in found), tuple(done.loss for done in found)
+    notes = _notes(found, method, features, noise_floor)
+    return Chain(layers, p1, models, losses, tuple(drift), method, notes, seconds)
+
+
+def _folder(
+    checkpoint: str | Path | None, resume: bool, layers: Sequence[Layer], p1: FeatureModel, settings: dict[str, object]
+) -> ChainFolder | None:
+    if checkpoint is None:
+        if resume:
+            raise InputError("`resume` needs `checkpoint`, the folder to go on from")
+        return None
+    folder = ChainFolder(checkpoint, layers, p1, settings)
+    if folder.holds_one and not resume:
+        raise InputError(
+            f"{checkpoint} holds a checkpoint; go on from it with resume=True (--resume), or give another folder"
+        )
+    return folder
+
+
+def _notes(found: Sequence[Done], method: str, features: int | None, noise_floor: float) -> tuple[str, ...]:
+    notes = [done.note for done in found if done.note]
+    made_normal = max(done.made_normal for done in found)
     if method == "fit" and made_normal > 0:
         notes.append(f"features beyond {features} were made normal: at most {made_normal:.2%} of a layer's variance")
+    added = sum(done.added_noise > 0 for done in found)
     if added:
         notes.append(
             f"b had too little noise in {added} layers: {noise_floor:g} of its standard deviation was added there"
         )
-    drift: tuple[Drift | None, ...] = (None,) * len(layers)
-    if check_samples is not None:
-        drift = measure_drift(layers, p1, models, check_samples, np.random.default_rng([seed, 1]))
-    seconds = time.perf_counter() - begun
-    return Chain(layers, p1, tuple(models), tuple(losses), drift, method, tuple(notes), seconds)
+    return tuple(notes)
 
 
-def measure_drift(
-    layers: Sequence[Layer], p1: FeatureModel, models: Sequence[FeatureModel], samples: int, rng: np.random.Generator
-) -> tuple[Drift, ...]:
-    """The models against `samples` rows of p1 sent through the layers."""
-    rows = p1.sample(samples, rng)
-    out = []
-    for layer, model in zip(layers, models, strict=True):
-        rows = layer(rows)
-        mean, covariance = rows.mean(axis=0), np.atleast_2d(np.cov(rows.T))
-        # a coordinate that hardly moves is measured against the layer's size: it has no scale of its own
-        size = float(np.sqrt(np.trace(covariance) / len(mean)))
-        std = np.maximum(np.sqrt(np.diag(covariance)), max(1e-6 * size, 1e-300))
-        drawn = np.sort(model.sample(samples, rng), axis=0)
-        distance = np.abs(np.sort(rows, axis=0) - drawn).mean(axis=0) / std
-        unit = int(distance.argmax())
-        off = float(np.linalg.norm(model.covariance() - covariance) / max(float(np.linalg.norm(covariance)), 1e-300))
-        means = float((np.abs(model.mean() - mean) / std).max())
-        out.append(Drift(means, off, float(distance[unit]), unit, samples))
-    return tuple(out)
+class _Truth:
+    """Rows of the input model on their way through the true network; none where none were asked for."""
+
+    def __init__(self, p1: FeatureModel, samples: int | None, seed: int) -> None:
+        self.rng = np.random.default_rng([seed, 1])
+        self.rows = None if samples is None else p1.sample(samples, self.rng)
+
+    def through(self, layer: Layer) -> None:
+        """One layer further."""
+        if self.rows is not None:
+            self.rows = layer(self.rows)
+
+    def drift(self, model: FeatureModel) -> Drift | None:
+        """The model of the layer that the rows have reached, against them."""
+        return None if self.rows is None else measure_drift(self.rows, model, self.rng)
 
 
-def _trained(
-    layer: Layer,
-    before: FeatureModel,
-    start: FeatureModel,
-    kernels: KernelFactory,
-    features: int | None,
-    iterations: int,
-    tol: float,
-    i: int,
-    notes: list[str],
-) -> tuple[FeatureModel, Loss | None]:
-    """A trained model of one layer, started at the propagated features; where training cannot work, those themselves."""
-    sizes = np.array([p.variance() for p in start.priors]) * (start.B**2).sum(axis=0)
-    order = np.sort(np.argsort(-sizes, kind="stable")[: start.m if features is None else features])
-    order = order[sizes[order] > 1e-9 * max(float(sizes.sum()), 1e-300)]
-    priors = tuple(start.priors[j] for j in order)
-    try:
-        first, second, _ = OutputLaw(layer, before, tol * 1e-2).f_moments
+class _Baseline:
+    """Method "mean-prop" or "sampling", layer by layer."""
+
+    def __init__(self, p1: FeatureModel, method: str, samples: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.rows = p1.sample(samples, rng) if method == "sampling" else p1.mean()[None]
+
+    def step(self, i: int, layer: Layer) -> tuple[Done, bool]:
+        """The model of a layer's output."""
+        self.rows = layer(self.rows)
+        mean = self.rows.mean(axis=0)
+        if len(self.rows) == 1:
+            model = FeatureModel(np.zeros((layer.n2, 0)), [], 0.0, mean)
+        else:
+            model = gaussian_of(mean, np.atleast_2d(np.cov(self.rows.T)))
+        return Done(model, None, 0, 0.0, 0.0, ""), True
+
+
+class _Maker:
+    """Methods "fit" and "cov-prop", layer by layer, from a checkpoint where there is one."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        p1: FeatureModel,
+        kernels: KernelFactory,
+        method: str,
+        tol: float,
+        features: int | None,
+        iterations: int,
+        noise_floor: float,
+        folder: ChainFolder | None,
+        truth: _Truth,
+    ) -> None:
+        self.kernels, self.tol, self.features, self.folder, self.truth = kernels, tol, features, folder, truth
+        self.iterations = iterations if method == "fit" else 0
+        first = gaussian(p1) if method == "cov-prop" else p1
+        bound_on = 0 if method == "cov-prop" else features
+        self.state = Propagation(first, features=bound_on, noise_floor=noise_floor, tol=min(1e-6, tol * 1e-3))
+        self.known = [] if folder is None else folder.load(len(layers))
+        self.block = 0
+        if self.known:  # the block under way is gone through again, to stand where it stood
+            self.block = self.known[-1].block
+            if self.block:
+                self.state.restart(self.known[self.block - 1].model)
+            for layer in layers[self.block : len(self.known)]:
+                self.state.through(layer)
+
+    def step(self, i: int, layer: Layer) -> tuple[Done, bool]:
+        """The model of a layer's output, and whether it was made now."""
+        if i < len(self.known):
+            return self.known[i], False
+        before = self.state.model
+        if self.state.begins_a_block(layer):
+            self.block = i
+        step = self.state.through(layer)
+        done = Done(step.model, None, self.block, step.made_normal, step.added_noise, "")
+        if self.iterations and not step.affine:
+            try:
+                model, loss = self._trained(i, layer, before, step.model)
+                self.state.restart(model)
+                self.block = i + 1
+                done = Done(model, loss, self.block, step.made_normal, step.added_noise, "")
+            except (UnsupportedError, ToleranceError) as error:
+                note = f"layer {i + 1} was not trained, its features are the propagated ones: {error}"
+                done = replace(done, note=note)
+        if self.folder is not None:
+            self.folder.save(i, done)
+        return done, True
+
+    def _trained(self, i: int, layer: Layer, before: FeatureModel, start: FeatureModel) -> tuple[FeatureModel, Loss]:
+        """A trained model of one layer, started at the propagated features."""
+        sizes = np.array([p.variance() for p in start.priors]) * (start.B**2).sum(axis=0)
+        order = np.sort(np.argsort(-sizes, kind="stable")[: start.m if self.features is None else self.features])
+        order = order[sizes[order] > 1e-9 * max(float(sizes.sum()), 1e-300)]
+        priors = tuple(start.priors[j] for j in order)
+        first, second, _ = OutputLaw(layer, before, self.tol * 1e-2).f_moments
         covariance = second - np.outer(first, first)
         encoder = first_encoder(Start(start.B[:, order], priors), first, covariance, ["tilted"] * len(order))
         psi = layer.psi if isinstance(layer.psi, str) else layer.psi.text
-        made = kernels(psi, ["tilted"])
-        fitted = train(layer, before, made, encoder=encoder, tol=tol, iterations=iterations, rounds=1)
-    except (UnsupportedError, ToleranceError) as error:
-        notes.append(f"layer {i + 1} was not trained, its features are the propagated ones: {error}")
-        return start, None
-    value, uncertain = float(fitted.terms["L"].value), float(fitted.terms["L"].error)
-    sign, logdet = np.linalg.slogdet(covariance)
-    singular = sign <= 0 or np.linalg.cond(covariance) > 1e12
-    gap = None if singular else float(value - 0.5 * (len(first) * np.log(2 * np.pi * np.e) + logdet))
-    return fitted.problem.model, Loss(value, uncertain, gap, len(fitted.history))
+        made = self.kernels(psi, ["tilted"])
+        keep = state = None
+        if self.folder is not None:
+            largest = 24 * self.iterations * len(order) * (layer.n2 + 2)
+            place = self.folder.training(i, layer, before, largest)
+            state, keep = place.load(layer, before), place.save
+        fitted = train(
+            layer,
+            before,
+            made,
+            encoder=encoder,
+            tol=self.tol,
+            iterations=self.iterations,
+            rounds=1,
+            checkpoint=keep,
+            resume=state,
+        )
+        value, uncertain = float(fitted.terms["L"].value), float(fitted.terms["L"].error)
+        sign, logdet = np.linalg.slogdet(covariance)
+        singular = sign <= 0 or np.linalg.cond(covariance) > 1e12
+        gap = None if singular else float(value - 0.5 * (len(first) * np.log(2 * np.pi * np.e) + logdet))
+        rows = self.truth.rows
+        cross = None if rows is None else -float(bound(made, fitted.problem, rows).mean())
+        found = fitted.problem.model
+        model = FeatureModel(np.ascontiguousarray(found.B), found.priors, found.noise_std, found.offset)
+        return model, Loss(value, uncertain, gap, cross, len(fitted.history))
 
 
 def _check(
@@ -361,5 +427,9 @@ def _check(
         raise InputError(f"`noise_floor` is {noise_floor!r}; it must lie between 0 and 1, such as 0.02")
     counts = {"features": (features, 0), "iterations": (iterations, 0), "samples": (samples, 2)}
     for name, (count, least) in {**counts, "check_samples": (check_samples, 100)}.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
-            raise InputError(f"`{name}` is {count!r}; it must be a whole number of at least {least}")
+        _check_count(name, count, least)
+
+
+def _check_count(name: str, count: object, least: int) -> None:
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
+        raise InputError(f"`{name}` is {count!r}; it must be a whole number of at least {least}")

@@ -34,6 +34,7 @@ from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.priors import Bernoulli, Discrete, Normal, Prior
 from elbotree.runtime.psi_transform import PsiTransform
+from elbotree.runtime.quadrature import panels
 from elbotree.runtime.starts import binned_samples
 
 Array = NDArray[np.float64]
@@ -98,7 +99,7 @@ class Propagation:
 
         Raises UnsupportedError where psi has a pole inside the law of b, or is not finite there.
         """
-        if self._reads_rests(layer):
+        if self.begins_a_block(layer):
             self.restart(self.model)
         mean, L, N, W = layer.A @ self.mean + layer.offset, layer.A @ self.L, layer.A @ self.N, layer.A @ self.W
         u, w, bbar = layer.u, layer.w, float(layer.u @ mean + layer.threshold)
@@ -130,7 +131,7 @@ class Propagation:
         self.model = to_model(law)
         return Propagated(self.model, affine, share, float(np.sqrt(added / total)) if added > 0 else 0.0)
 
-    def _reads_rests(self, layer: Layer) -> bool:
+    def begins_a_block(self, layer: Layer) -> bool:
         """Whether the layer's b depends on rests of the block, beyond rounding."""
         if not self.units or not layer.w.any() or layer.activation.affine is not None:
             return False
@@ -158,7 +159,7 @@ class Propagation:
         of_b = FeatureModel(s[None, :], priors, float(np.sqrt(var_noise)), [bbar - float(s @ means)])
         transform = OutputLaw(Layer([[1.0]], [1.0], [1.0], layer.psi), of_b, self.tol).transform
         assert transform is not None
-        _, _, psi, F = transform.nodes(1.0)
+        psi, F = _against(transform, np.arange(-transform.modes, transform.modes + 1))
         omega: Array = np.asarray(transform.step * np.arange(-transform.modes, transform.modes + 1), dtype=np.float64)
         phi, with_source = _transforms(priors, s, omega)
         gauss = np.exp(-0.5 * omega**2 * var_noise)
@@ -247,12 +248,25 @@ class _Unit:
     modes: int
 
 
+def _against(transform: PsiTransform, k: NDArray[np.int64]) -> tuple[Array, NDArray[np.complex128]]:
+    """psi at quadrature nodes of the range of b, and F[k, node] = (step / 2 pi) weight exp(-i k step beta): sum_k phi(k step)
+    F[k] are the masses of the nodes, F psi is psi against the frequencies."""
+
+    def shape(beta: Array) -> Array:
+        return transform.at(beta) / transform.largest
+
+    frequency = transform.step * float(np.abs(k).max())
+    beta, weights = panels(transform.lo, transform.hi, transform.breaks, frequency, [shape], 0.1 * transform.tol)
+    turns: NDArray[np.complex128] = np.exp(-1j * transform.step * np.multiply.outer(k, beta))
+    F = np.asarray(turns * (weights * (transform.step / (2 * np.pi))), dtype=np.complex128)
+    return transform.at(beta), F
+
+
 def _finer(transform: PsiTransform, mean: float) -> tuple[Array, NDArray[np.complex128]]:
     """Frequencies >= 0 and psi - mean against them, more than b alone needs: pairs of units that share noise need them."""
-    psi, modes = transform.psi, _FINER * transform.modes
-    wide = PsiTransform(psi, transform.bbar, transform.lo, transform.hi, modes, transform.tol)
-    _, _, values, F = wide.nodes(1.0)
-    return np.asarray(wide.step * np.arange(modes + 1), dtype=np.float64), F[modes:] @ (values - mean)
+    k = np.arange(_FINER * transform.modes + 1)
+    psi, F = _against(transform, k)
+    return np.asarray(transform.step * k, dtype=np.float64), F @ (psi - mean)
 
 
 def _variances(priors: Sequence[Prior]) -> Array:
@@ -289,7 +303,7 @@ def to_model(law: LinearLaw) -> FeatureModel:
     keep = rest > 1e-13 * max(values[-1], 1e-300)
     normals = [Normal(0.0, float(std)) for std in np.sqrt(rest[keep])]
     means = np.array([p.mean() for p in law.priors]).reshape(-1)
-    B = np.concatenate([law.loadings, vectors[:, keep]], axis=1)
+    B = np.ascontiguousarray(np.concatenate([law.loadings, vectors[:, keep]], axis=1))  # sums round by memory order
     priors: list[Prior] = [*law.priors, *normals]
     return FeatureModel(B, priors, float(np.sqrt(values[0])), law.mean - law.loadings @ means)
 

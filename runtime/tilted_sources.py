@@ -78,6 +78,10 @@ class Component(ABC):
     def location(self) -> Array:
         """The mean, (m,)."""
 
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, count: int) -> Array:
+        """Independent draws, (m, count)."""
+
     def domain(self) -> tuple[Array, Array]:
         """The open interval of s on which the moment generating function is finite, per source."""
         end = np.full(len(self.location()), np.inf)
@@ -125,6 +129,9 @@ class PointPart(Component):
     def location(self) -> Array:
         return self.at
 
+    def sample(self, rng: np.random.Generator, count: int) -> Array:
+        return np.repeat(self.at[:, None], count, axis=1)
+
 
 @dataclass(frozen=True)
 class NormalPart(Component):
@@ -158,6 +165,10 @@ class NormalPart(Component):
 
     def location(self) -> Array:
         return self.mean
+
+    def sample(self, rng: np.random.Generator, count: int) -> Array:
+        draws = rng.standard_normal((len(self.mean), count))
+        return np.asarray(self.mean[:, None] + np.sqrt(self.variance)[:, None] * draws)
 
 
 @dataclass(frozen=True)
@@ -218,6 +229,10 @@ class GammaPart(Component):
     def location(self) -> Array:
         return self.start + self.sign * self.shape * self.scale
 
+    def sample(self, rng: np.random.Generator, count: int) -> Array:
+        draws = rng.gamma(self.shape[:, None], self.scale[:, None], (len(self.shape), count))
+        return np.asarray(self.start[:, None] + self.sign[:, None] * draws)
+
     def domain(self) -> tuple[Array, Array]:
         end = 1 / self.scale
         return np.where(self.sign > 0, -np.inf, -end), np.where(self.sign > 0, end, np.inf)
@@ -276,6 +291,14 @@ class UniformPart(Component):
 
     def location(self) -> Array:
         return self.middle + self.half * log_sinhc(self.tilt)[1]
+
+    def sample(self, rng: np.random.Generator, count: int) -> Array:
+        """The inverse of the distribution function, from the end where the density is largest."""
+        draws, slope = rng.random((len(self.half), count)), np.abs(self.tilt)[:, None]
+        flat = slope < 1e-8
+        safe = np.where(flat, 1.0, slope)
+        up = np.where(flat, 2 * draws - 1, 1 + np.log(draws + (1 - draws) * np.exp(-2 * safe)) / safe)
+        return np.asarray(self.middle[:, None] + self.half[:, None] * np.where(self.tilt < 0, -1.0, 1.0)[:, None] * up)
 
 
 _SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250)
@@ -429,6 +452,18 @@ class Sources:
             kappa[block.index] = total
             blocks.append(Block(block.index, logs - total, tuple(part.tilted(at) for part in block.parts)))
         return TiltedSources(self.count, blocks), kappa
+
+    def sample(self, rng: np.random.Generator, count: int) -> Array:
+        """Independent draws, (m, count)."""
+        out = np.empty((self.count, count))
+        for block in self.blocks:
+            ends = np.cumsum(np.exp(block.log_weights), axis=0)
+            which = (rng.random((len(block.index), count)) >= (ends[:-1] / ends[-1])[:, :, None]).sum(axis=0)
+            drawn = np.zeros(which.shape)
+            for k, part in enumerate(block.parts):
+                drawn = np.where(which == k, part.sample(rng, count), drawn)
+            out[block.index] = drawn
+        return out
 
     def conditioned(self, i: int) -> list[tuple[float, Sources]]:
         """The sources with source i held to each of its components, with the log of that component's weight."""

@@ -11,8 +11,9 @@ import pytest
 from scipy.stats import norm
 
 import elbotree as et
-from elbotree.runtime.chain import Loss, measure_drift
+from elbotree.runtime.chain_checkpoints import Loss
 from elbotree.runtime.characteristic import LinearLaw
+from elbotree.runtime.drift import measure_drift
 from elbotree.runtime.propagation import Propagation, gaussian, propagate, to_model
 
 rng0 = np.random.default_rng(7)
@@ -191,15 +192,37 @@ def test_mean_prop_follows_the_mean_and_sampling_the_samples() -> None:
 
 
 def test_drift_sees_a_wrong_model() -> None:
-    layer = et.Layer(np.eye(1), [0.0], [1.0])
-    p1 = et.FeatureModel(np.zeros((1, 0)), [], 1.0)
-    shifted = et.FeatureModel(np.zeros((1, 0)), [], 1.0, [0.5])
-    (found,) = measure_drift([layer], p1, [shifted], 40_000, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    p1 = et.FeatureModel(np.zeros((2, 0)), [], 1.0)
+    shifted = et.FeatureModel(np.zeros((2, 0)), [], 1.0, [0.5, 0.0])
+    rows = p1.sample(40_000, rng)
+    found = measure_drift(rows, shifted, rng)
     assert found.mean == pytest.approx(0.5, abs=0.03)
     assert found.wasserstein == pytest.approx(0.5, abs=0.03)
+    assert found.unit == 0
+    assert found.units[1] < 0.03
     assert not found.trust
-    (right,) = measure_drift([layer], shifted, [shifted], 40_000, np.random.default_rng(0))
+    right = measure_drift(rows, p1, rng)
     assert right.trust
+
+
+def test_the_excess_is_the_divergence_of_the_gaussian_moments() -> None:
+    """KL(N(m, S) || N(0, I)) of two coordinates, from the rows themselves: the difference of mean log densities."""
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((500, 2)) @ np.array([[1.0, 0.4], [0.0, 1.5]]) + [0.3, -0.2]
+    model = et.FeatureModel(np.zeros((2, 0)), [], 0.9)
+    covariance = np.cov(rows.T)
+    off = rows - rows.mean(axis=0)
+    own = -0.5 * np.log(2 * np.pi) * 2 - 0.5 * np.log(np.linalg.det(covariance))
+    own = own - 0.5 * np.einsum("ni,ij,nj->n", off, np.linalg.inv(covariance), off)
+    theirs = norm.logpdf(rows, scale=0.9).sum(axis=1)
+    correction = (len(rows) - 1) / len(rows)  # the sample covariance divides by N - 1
+    found = measure_drift(rows, model, rng).excess
+    exact = own.mean() - theirs.mean()
+    bias = (1 - correction) * 0.5 * (np.trace(covariance) / 0.81 - 2)
+    assert found == pytest.approx(exact + bias, abs=1e-12)
+    flat = et.FeatureModel(np.array([[1.0], [0.0]]), [et.Normal(0.0, 1.0)], 0.0)
+    assert measure_drift(rows, flat, rng).excess is None
 
 
 def test_the_table_says_where_trust_ends() -> None:
@@ -226,7 +249,7 @@ def test_training_reports_its_loss_beside_the_gaussian_entropy() -> None:
 def test_a_saved_chain_loads_to_the_same_models(tmp_path: Path) -> None:
     p1, layers = mixed_input(), [unit_layer(3, "relu"), unit_layer(4, "tanh")]
     chain = et.fit_network(layers, p1, check_samples=1000)
-    chain = replace(chain, losses=(Loss(1.25, 1e-4, -0.5, 7), None))  # as if the first layer had been trained
+    chain = replace(chain, losses=(Loss(1.25, 1e-4, -0.5, 1.5, 7), None))  # as if the first layer had been trained
     chain.save(tmp_path / "chain")
     again = et.load(tmp_path / "chain")
     assert isinstance(again, et.Chain)
