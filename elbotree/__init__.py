@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from elbotree.derivation import LossTree, derive
     from elbotree.evaluation import Gradient, evaluate, gradient
     from elbotree.fitting import Fit, fit
-    from elbotree.networks import Chain, fit_network, load
+    from elbotree.networks import Chain, fit_network, load, sampled_tails
     from elbotree.objectives import flat_objective, profile_objective, torch_module
     from elbotree.report import write_report
     from elbotree.runtime.activations import Activation
@@ -96,6 +96,7 @@ _HOMES = {
     "profile_objective": "elbotree.objectives",
     "register_family": "elbotree.registration",
     "register_psi": "elbotree.registration",
+    "sampled_tails": "elbotree.networks",
     "torch_module": "elbotree.objectives",
     "vae_from_sae": "elbotree.sae",
     "write_report": "elbotree.report",
@@ -120,6 +121,7 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "compile_network",
     "plan_network",
     "fit_network",
+    "sampled_tails",
     "register_family",
     "register_psi",
     "vae_from_sae",

@@ -219,7 +219,13 @@ def evaluate(
 @click.option(
     "--tol", type=float, default=1e-4, show_default=True, help="Tolerance of each term at the end of the fit."
 )
-@click.option("--iterations", type=int, default=200, show_default=True, help="Bound on the iterations of each leg.")
+@click.option(
+    "--iterations",
+    type=int,
+    default=200,
+    show_default=True,
+    help="Bound on the iterations of each leg; of a network, none unless asked for.",
+)
 @click.option("--noise-floor", type=float, help="The least sigma2.  [default: from the output's law]")
 @click.option("--prune", is_flag=True, help="Leave features out that died.")
 @click.option("--out", type=_PATH, help="Folder to save the fit in (cfg.json, model.safetensors).")
@@ -227,6 +233,15 @@ def evaluate(
     "--checkpoint", type=_PATH, help="Folder to keep the run's state in, to go on from after an interruption."
 )
 @click.option("--resume", is_flag=True, help="Go on from --checkpoint, if there is one, to the same final numbers.")
+@click.option("--input", "given", type=_PATH, help="Of a network: a JSON file whose `input` models what goes in.")
+@click.option(
+    "--method",
+    type=click.Choice(["fit", "mean-prop", "cov-prop", "sampling"]),
+    default="fit",
+    show_default=True,
+    help="Of a network: how each layer's model is made.",
+)
+@click.option("--check-samples", type=int, metavar="N", help="Of a network: measure drift on N rows sent through it.")
 @_FORMAT
 def fit(
     problem: Path,
@@ -241,16 +256,21 @@ def fit(
     out: Path | None,
     checkpoint: Path | None,
     resume: bool,
+    given: Path | None,
+    method: str,
+    check_samples: int | None,
     style: str,
 ) -> None:
-    """Fit a feature model and its encoder to the output of the layer in PROBLEM.
+    """Fit a feature model and its encoder to the output of the layer in PROBLEM, or a model to every layer of a network.
 
-    PROBLEM is a JSON file with `layer` and `input`; a `model` and an `encoder` in it are left alone.
+    PROBLEM is a JSON file with `layer` and `input`; a `model` and an `encoder` in it are left alone. Or it is an ONNX file
+    (needs the extra `onnx`), with --input.
 
     \b
     elbotree fit problem.json --features 8 --family tilted --out fitted
     elbotree fit problem.json --out fitted --checkpoint state --resume
     elbotree fit problem.json --family bernoulli --starts 2 --prune
+    elbotree fit network.onnx --input problem.json --check-samples 20000 --out chain
     """
     import elbotree
     from elbotree.fitting import read_layer_and_input
@@ -258,6 +278,13 @@ def fit(
 
     if resume and checkpoint is None:
         raise click.UsageError("--resume needs --checkpoint, the folder to go on from.")
+    if problem.suffix == ".onnx":
+        if given is None:
+            raise click.UsageError("a network needs --input, a JSON file with the model of what goes in.")
+        asked = click.get_current_context().get_parameter_source("iterations")
+        steps = 0 if asked is click.core.ParameterSource.DEFAULT else iterations
+        _fit_network(problem, given, method, features, steps, tol, check_samples, out, checkpoint, resume, style)
+        return
     layer, p1 = read_layer_and_input(problem)
     if out is not None:
         check_writable(out)  # before the work, not after it
@@ -302,6 +329,46 @@ def _one_or_each(text: str) -> str | list[str]:
     return names[0] if len(names) == 1 else names
 
 
+def _fit_network(
+    network: Path,
+    given: Path,
+    method: str,
+    features: int | None,
+    iterations: int,
+    tol: float,
+    check_samples: int | None,
+    out: Path | None,
+    checkpoint: Path | None,
+    resume: bool,
+    style: str,
+) -> None:
+    """`fit` on a network; without iterations its models are made in closed form."""
+    import elbotree
+    from elbotree.networks import read_input
+    from elbotree.runtime.storage import check_writable
+
+    p1, layers = read_input(given), elbotree.compile_network(network)
+    if out is not None:
+        check_writable(out)
+    with _progress("fitting") as tell:
+        chain = elbotree.fit_network(
+            layers,
+            p1,
+            method=method,
+            tol=tol,
+            features=24 if features is None else features,
+            iterations=iterations,
+            check_samples=check_samples,
+            progress=lambda number, model: tell(f"layer {number} of {len(layers)}, {model.m} features"),
+            checkpoint=checkpoint,
+            resume=resume,
+        )
+    if out is not None:
+        chain.save(out)
+        _note(f"saved the chain in {out}")
+    _print(json.dumps(chain.to_dict()) if style == "json" else str(chain))
+
+
 @main.command(short_help="Draw rows from an input, an output or a model.")
 @click.argument("source", type=_PATH)
 @click.option("-n", "--rows", "count", type=click.IntRange(min=1), default=10, show_default=True, help="How many rows.")
@@ -335,21 +402,40 @@ def sample(source: Path, count: int, which: str | None, seed: int, style: str) -
 @click.option("--above", required=True, metavar="X0", help="One threshold, or several, comma-separated.")
 @_OF
 @click.option("--tol", type=float, default=1e-10, show_default=True, help="Error allowed, relative to the probability.")
+@click.option(
+    "--check-samples",
+    type=int,
+    metavar="N",
+    help="Set an estimate by importance sampling of N rows beside it: of what the layers themselves make of the input.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the check's samples.")
 @_FORMAT
-def tail(source: Path, row: str, above: str, which: str | None, tol: float, style: str) -> None:
+def tail(
+    source: Path,
+    row: str,
+    above: str,
+    which: str | None,
+    tol: float,
+    check_samples: int | None,
+    seed: int,
+    style: str,
+) -> None:
     """Probability that a read-out exceeds a threshold, to relative accuracy however rare the event.
 
-    SOURCE is a problem's JSON file, or the folder of a fit or of a chain.
+    SOURCE is a problem's JSON file, or the folder of a fit or of a chain. Of a chain's last model, the drift is set beside
+    it.
 
     \b
     elbotree tail problem.json --row 1,0 --above 2.5
     elbotree tail fitted --row=0.5,-1 --above 3,4,5 --tol 1e-8 --format json
+    elbotree tail problem.json --row 1,0 --above 2.5 --check-samples 20000
     """
     import elbotree
     from elbotree.sources import law_of, one_layer, read_source
 
     v, points = _numbers(row, "--row"), _numbers(above, "--above")
-    model, layers = law_of(read_source(source), which)
+    found_in = read_source(source)
+    model, layers = law_of(found_in, which)
     law = elbotree.joint(one_layer(layers), model, v) if layers else model.marginal(v)
     found = law.tail(points, tol=tol)
     columns = {
@@ -359,12 +445,30 @@ def tail(source: Path, row: str, above: str, which: str | None, tol: float, styl
         "log_p": found.log_value.tolist(),
         "relative_error": found.relative_error.tolist(),
     }
+    checks: list[dict[str, Any]] = []
+    if check_samples is not None:
+        _, through = law_of(found_in, "input" if which == "input" else "output")
+        start, _ = law_of(found_in, "input")
+        checks = [
+            check.to_dict() for check in elbotree.sampled_tails(through, start, v, points, check_samples, seed=seed)
+        ]
+    drift = found_in.drift[-1] if isinstance(found_in, elbotree.Chain) and which in (None, "model") else None
     if style == "json":
-        _print(json.dumps({"row": v, "tol": tol, "tails": columns}))
+        shown_drift = None if drift is None else drift.to_dict()
+        _print(json.dumps({"row": v, "tol": tol, "tails": columns, "checks": checks, "drift": shown_drift}))
         return
     shown = zip(*(columns[name] for name in ("x", "p", "error", "log_p")), strict=True)
-    lines = [(f"{x:.6g}", f"{p:.16g}", f"{error:.1e}", f"{log_p:.14g}") for x, p, error, log_p in shown]
-    _print_table(("x", "P(> x)", "error", "log P"), lines, style)
+    lines: list[tuple[str, ...]] = [
+        (f"{x:.6g}", f"{p:.16g}", f"{error:.1e}", f"{log_p:.14g}") for x, p, error, log_p in shown
+    ]
+    head: tuple[str, ...] = ("x", "P(> x)", "error", "log P")
+    if checks:
+        head = (*head, "sampled", "its error", "effective")
+        sampled = [(f"{c['value']:.6g}", f"{c['std_error']:.1e}", f"{c['effective_samples']:.0f}") for c in checks]
+        lines = [(*line, *more) for line, more in zip(lines, sampled, strict=True)]
+    _print_table(head, lines, style)
+    if drift is not None:
+        _print(f"the last model: {drift}")
 
 
 def _numbers(text: str, option: str) -> list[float]:

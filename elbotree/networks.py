@@ -9,18 +9,23 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
 from elbotree.fitting import Fit
 from elbotree.fitting import load as load_fit
 from elbotree.runtime import chain as chains
 from elbotree.runtime.activations import Activation
+from elbotree.runtime.arguments import read_only_array
 from elbotree.runtime.chain_checkpoints import Loss
 from elbotree.runtime.drift import Drift
 from elbotree.runtime.errors import InputError
-from elbotree.runtime.models import FeatureModel, Layer
-from elbotree.runtime.profile import TrainingKernels
-from elbotree.runtime.storage import CFG, load_folder, save_folder
+from elbotree.runtime.importance import SampledTail, sampled_tail
+from elbotree.runtime.models import FeatureModel, Layer, Problem
+from elbotree.runtime.problem_json import FORMAT as PROBLEM_FORMAT
+from elbotree.runtime.storage import CFG, load_folder, read_array, read_json, save_folder
 
 FORMAT = "elbotree-chain/1"
 
@@ -50,6 +55,20 @@ class Chain(chains.Chain):
             "drift": [None if drift is None else asdict(drift) for drift in self.drift],
         }
         save_folder(folder, cfg, arrays)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the table shows, as JSON data (without the models)."""
+        rows = [
+            {
+                "psi": _text(layer) if layer.w.any() else None,
+                "width": layer.n2,
+                "features": model.m,
+                "loss": None if loss is None else asdict(loss),
+                "drift": None if drift is None else drift.to_dict(),
+            }
+            for layer, model, loss, drift in zip(self.layers, self.models, self.losses, self.drift, strict=True)
+        ]
+        return {"method": self.method, "trusted": self.trusted, "layers": rows, "notes": list(self.notes)}
 
 
 def fit_network(
@@ -123,6 +142,62 @@ def fit_network(
         resume=resume,
     )
     return Chain(**{field.name: getattr(made, field.name) for field in fields(made)})
+
+
+def read_input(path: str | Path) -> FeatureModel:
+    """The feature model under the key `input` of a JSON file: a problem's file, or one with nothing else in it. Raises
+    InputError that names the file and the place."""
+    data = read_json(path)
+    form = data.get("input") if isinstance(data, dict) else None
+    if not isinstance(form, dict):
+        raise InputError(f"{path}: it must be an object with the key `input`, a feature model as in a problem's file")
+    folder, B = Path(path).parent, form.get("B")
+    rows = read_array(B, "`input.B`", folder) if isinstance(B, dict) else B
+    n = len(rows) if isinstance(rows, list | np.ndarray) and len(rows) else 1
+    # an identity layer and an empty model keep the strict reader's checks of everything that is there
+    layer = {"A": np.eye(n), "w": np.zeros(n), "u": np.zeros(n), "psi": "identity"}
+    empty = {"B": np.zeros((n, 0)), "noise_std": 1.0, "priors": []}
+    whole = {"format": PROBLEM_FORMAT, "layer": layer, "input": form, "model": empty, "encoder": []}
+    try:
+        return Problem.from_dict(whole, folder).input
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def sampled_tails(
+    layers: Sequence[Layer],
+    p1: FeatureModel,
+    v: ArrayLike,
+    x: ArrayLike,
+    samples: int,
+    *,
+    seed: int = 0,
+) -> tuple[SampledTail, ...]:
+    """P(<v, F(x1)> > x), x1 ~ p1, of the network F that the layers make, by importance sampling: one estimate a threshold.
+
+    The proposal is an exponential tilt of the input law, found by cross-entropy, mixed with that law itself, so that the
+    estimates are unbiased at any depth; each has a standard error and an effective sample size.
+
+    Arguments
+        layers   the network; none: the input law itself
+        v        (n,), the read-out of the last layer
+        x        thresholds, a number or an array
+        samples  rows an estimate
+
+    Raises InputError for shapes that do not fit.
+
+    >>> import numpy as np, elbotree as et
+    >>> one, = et.sampled_tails([], et.FeatureModel(np.zeros((1, 0)), [], 1.0), [1.0], 6.0, 20_000)
+    >>> abs(one.value / 9.865876e-10 - 1) < 5 * one.relative_std_error < 0.1
+    True
+    """
+    n = layers[-1].n2 if layers else p1.n
+    row = read_only_array(v, "v", 1)
+    if row.shape != (n,):
+        raise InputError(f"`v` has shape {row.shape}; the last layer has {n} outputs, so it must be ({n},)")
+    chains.check_count("samples", samples, 100)
+    points = np.asarray(x, dtype=np.float64).ravel().tolist()
+    return tuple(sampled_tail(layers, p1, row, point, samples, seed) for point in points)
 
 
 def _kernels(psi: str, families: Sequence[str]) -> chains.ChainKernels:

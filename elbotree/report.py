@@ -22,7 +22,8 @@ from elbotree.evaluation import evaluate, kernels_for
 from elbotree.fitting import Fit
 from elbotree.html import Markup, join, page, table, tag
 from elbotree.report_laws import ReadOut
-from elbotree.runtime.chain import TRUSTED, Chain
+from elbotree.runtime.chain import Chain
+from elbotree.runtime.drift import TRUSTED
 from elbotree.runtime.models import FeatureModel, Layer, Problem
 from elbotree.runtime.prior_base import Prior
 from elbotree.runtime.storage import write_atomic

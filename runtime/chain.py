@@ -132,7 +132,7 @@ class Chain:
             raise InputError(
                 f"`v` has shape {row.shape}; the last layer has {model.n} outputs, so it must be ({model.n},)"
             )
-        _check_count("check_samples", check_samples, 100)
+        check_count("check_samples", check_samples, 100)
         found = model.marginal(row).tail(x, tol)
         checks = []
         if check_samples is not None:
@@ -371,9 +371,9 @@ class _Maker:
         made = self.kernels(psi, ["tilted"])
         keep = state = None
         if self.folder is not None:
-            largest = 24 * self.iterations * len(order) * (layer.n2 + 2)
+            largest = len(order) * (2 * layer.n2 + 3) * 400 + 3000 * self.iterations  # L-BFGS's memory and the history
             place = self.folder.training(i, layer, before, largest)
-            state, keep = place.load(layer, before), place.save
+            state, keep = place.load(), place.save
         fitted = train(
             layer,
             before,
@@ -427,9 +427,10 @@ def _check(
         raise InputError(f"`noise_floor` is {noise_floor!r}; it must lie between 0 and 1, such as 0.02")
     counts = {"features": (features, 0), "iterations": (iterations, 0), "samples": (samples, 2)}
     for name, (count, least) in {**counts, "check_samples": (check_samples, 100)}.items():
-        _check_count(name, count, least)
+        check_count(name, count, least)
 
 
-def _check_count(name: str, count: object, least: int) -> None:
+def check_count(name: str, count: object, least: int) -> None:
+    """InputError unless `count` is None or a whole number of at least `least`."""
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
         raise InputError(f"`{name}` is {count!r}; it must be a whole number of at least {least}")

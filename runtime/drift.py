@@ -3,7 +3,8 @@ model's Gaussian moments cost in nats. The models, and where the samples come fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,10 @@ class Drift:
             and self.covariance <= TRUSTED["covariance"]
             and self.wasserstein <= TRUSTED["wasserstein"]
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data, with the verdict."""
+        return {**asdict(self), "trust": self.trust}
 
     def __str__(self) -> str:
         excess = "" if self.excess is None else f", {self.excess:.3f} nats a row more than its own Gaussian moments"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,11 @@ class SampledTail:
     hits: int
     samples: int
     tilt: Array
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data; numbers that are not finite (nothing passed) become None."""
+        form = {**vars(self), "tilt": self.tilt.tolist()}
+        return {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in form.items()}
 
     def __str__(self) -> str:
         shown = f"{self.value:.4g} ± {self.std_error:.1g}"

@@ -72,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_examples_in_every_verbs_help_work(verb: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr("elbotree.fit", lambda *_, **__: et.load("fitted"))  # training is tested elsewhere
-    if verb == "compile":
+    if verb in ("compile", "fit"):
         write_network(place / "network.onnx")
     commands = examples(verb)
     assert commands
@@ -376,6 +376,43 @@ def test_tail_of_a_gaussian_output_is_the_normal_tail(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["tails"]
     np.testing.assert_allclose(found["log_p"], log_ndtr(-np.array([3.0, 30.0]) / np.sqrt(2.5)), rtol=1e-10)
+
+
+def test_a_network_is_fitted_interrupted_and_asked_for_a_tail(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_network(place / "network.onnx")
+    monkeypatch.chdir(place)
+    arguments = ("--input", "problem.json", "--check-samples", "2000", "--checkpoint", "state", "--out", "modelled")
+    made = json.loads(run("fit", "network.onnx", *arguments, "--format", "json").stdout)
+    assert [row["width"] for row in made["layers"]] == [layer.n2 for layer in et.compile_network("network.onnx")]
+    assert all(0 <= row["drift"]["covariance"] < 0.5 for row in made["layers"])
+    one_line_error(run("fit", "network.onnx", *arguments), 1, "holds a checkpoint; go on from it with resume=True")
+    again = json.loads(run("fit", "network.onnx", *arguments, "--resume", "--format", "json").stdout)
+    assert again == made
+    found = json.loads(
+        run("tail", "modelled", "--row", "1,0", "--above", "2,4", "--check-samples", "5000", "--format", "json").stdout
+    )
+    assert found["drift"] == made["layers"][-1]["drift"]
+    chain = et.load("modelled")
+    rows = chain.p1.sample(200_000, np.random.default_rng(0))
+    for layer in chain.layers:
+        rows = layer(rows)
+    for x, check in zip((2, 4), found["checks"], strict=True):
+        assert abs(check["value"] - np.mean(rows[:, 0] > x)) < 5 * (check["std_error"] + 1 / np.sqrt(len(rows)))
+    plain = run("tail", "modelled", "--row", "1,0", "--above", "2", "--format", "plain").stdout
+    assert "the last model: mean off by" in plain
+
+
+def test_a_network_needs_an_input(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_network(place / "network.onnx")
+    monkeypatch.chdir(place)
+    result = run("fit", "network.onnx")
+    assert result.exit_code == 2
+    assert "a network needs --input" in result.output
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"inputs": {}}')
+    one_line_error(run("fit", "network.onnx", "--input", wrong), 1, "it must be an object with the key `input`")
+    wrong.write_text('{"input": {"B": [[1.0], [0.0]], "priors": [{"kind": "bernouli", "p": 0.3}], "noise_std": 0.1}}')
+    one_line_error(run("fit", "network.onnx", "--input", wrong), 1, "bernouli")
 
 
 def test_tail_names_the_option_that_holds_no_number(problem_file: Path) -> None:

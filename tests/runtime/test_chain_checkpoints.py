@@ -73,9 +73,9 @@ def test_an_interruption_in_the_middle_of_training(tmp_path: Path, monkeypatch: 
     saves = 0
     save = CheckpointFolder.save
 
-    def cut(self: CheckpointFolder, state: Any, now: bool = True) -> None:
+    def cut(self: CheckpointFolder, state: Any) -> None:
         nonlocal saves
-        save(self, state, True)
+        save(self, state)
         saves += "layer-00002" in str(self.folder)
         if saves == 3:
             raise Cut
