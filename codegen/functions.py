@@ -208,8 +208,8 @@ def psi_section(psi_text: str) -> str:
     Raises what `elbotree.derivation.activations.analyse` raises.
     """
     psi = analyse(psi_text)
-    quiet = bool(psi.poles) or any(e.has(sp.Piecewise) for e in (psi.expression, psi.derivative))
-    value = print_function("psi", (B,), psi.expression, f"psi(b) = {psi.expression}", quiet)
+    quiet = bool(psi.poles) or any(e.has(sp.Piecewise) for e in (psi.value, psi.derivative))
+    value = print_function("psi", (B,), psi.value, f"psi(b) = {psi.expression}", quiet)
     slope = print_function(
         "psi_derivative", (B,), psi.derivative, f"psi'(b) = {psi.derivative}   away from psi's breaks", quiet
     )

@@ -4,20 +4,27 @@ the expression; no property of a shipped name is typed in. How psi is printed as
 
 The method: the nodes that can break (Max, Min, Abs, sign, Heaviside, Piecewise) switch where an argument of theirs
 changes sign. Innermost first, the roots of those arguments cut the line; between two cuts psi is one smooth branch.
+Roots of polynomials, and whatever else sympy lists, come from sympy; those of sums of polynomials times exponentials
+(tanh, sigmoid, exp) always, and others where it ends, from Rolle's theorem: between two neighbouring roots of the
+derivative, found in the same way, there is at most one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TypeVar
 
+import mpmath  # type: ignore[import-untyped]
 import sympy as sp
 from sympy.core.relational import Relational
 
+from elbotree.derivation.deadline import within
 from elbotree.derivation.grammar import FUNCTIONS, WORDS, B, nearest, parse_psi
 from elbotree.derivation.special import elementary
 from elbotree.runtime.errors import InputError, UnsupportedError
@@ -49,6 +56,13 @@ _SHIPPED = {
     "zero": "0",
 }
 _registry: dict[str, str] = dict(_SHIPPED)
+SECONDS = 3.0
+"""How long sympy may look for a limit, for the roots of one equation, or for a Lipschitz constant."""
+
+_DERIVATIVES = 3  # how often an equation is differentiated in search of one that sympy can solve
+_DIGITS = 40  # of a root found by bisection
+_GIVE_UP = (NotImplementedError, ValueError, TypeError, RecursionError)  # sympy's ways of saying that it does not know
+Result = TypeVar("Result")
 _SWITCHING = (sp.Max, sp.Min, sp.Abs, sp.sign, sp.Heaviside, sp.Piecewise)
 
 
@@ -72,6 +86,7 @@ class Psi:
     jumps       where psi itself jumps
     poles       where psi is not finite
     domain      the open interval on which it is real
+    cuts        where some part of the expression switches, blows up or stops being real, ascending: the breaks among them
     """
 
     text: str
@@ -81,6 +96,7 @@ class Psi:
     jumps: tuple[sp.Expr, ...]
     poles: tuple[sp.Expr, ...]
     domain: tuple[sp.Expr, sp.Expr]
+    cuts: tuple[sp.Expr, ...] = ()
 
     @property
     def breaks(self) -> tuple[sp.Expr, ...]:
@@ -88,10 +104,26 @@ class Psi:
         return tuple(sorted({*self.kinks, *self.jumps, *self.poles}, key=float))
 
     @cached_property
+    def value(self) -> sp.Expr:
+        """psi(b) in a form whose every part is a finite real number wherever psi is: the expression itself where it is
+        so, else branch by branch. (heaviside(b) sqrt(b) is 0 for b < 0, but its second factor is not real there.)"""
+        return self._computable(self.expression, lambda branch: branch)
+
+    @cached_property
     def derivative(self) -> sp.Expr:
-        """psi'(b) away from the breaks (the point masses that jumps would contribute are left out)."""
-        plain = sp.diff(self.expression, B)
-        return plain.replace(sp.DiracDelta, lambda *_: sp.Integer(0)).doit()
+        """psi'(b) away from the breaks (the point masses that jumps would contribute are left out), in such a form."""
+        plain = sp.diff(self.expression, B).replace(sp.DiracDelta, lambda *_: sp.Integer(0)).doit()
+        return self._computable(plain, lambda branch: sp.diff(branch, B))
+
+    def _computable(self, plain: sp.Expr, of: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
+        points = [cut for cut in self.cuts if cut not in self.breaks]
+        points += [_inside(low, high) for low, high in _gaps(self.cuts)]
+        if all(_sound(plain, at) for at in points if self.domain[0] < at < self.domain[1]):
+            return plain
+        *first, last = self.branches
+        return sp.Piecewise(
+            *((of(branch.expression), branch.high > B) for branch in first), (of(last.expression), True)
+        )
 
     @property
     def affine(self) -> tuple[sp.Expr, sp.Expr] | None:
@@ -129,7 +161,7 @@ class Psi:
         """sup |psi'| over the branches: oo across jumps, poles and unbounded slopes, None when sympy cannot say."""
         if self.jumps or self.poles or self.domain != (-sp.oo, sp.oo):
             return sp.oo
-        bounds = [_slope(branch) for branch in self.branches]
+        bounds = [_patiently(lambda branch=branch: _slope(branch)) for branch in self.branches]
         known = [bound for bound in bounds if bound is not None]
         return max(known, key=float) if len(known) == len(bounds) else None
 
@@ -197,10 +229,20 @@ def _analyse(name: str, text: str) -> Psi:
     if not branches:
         raise InputError(f"psi {name!r} is real nowhere; mend the expression")
     _check_contiguous(branches, name)
-    return _classify(name, expression, _merge(branches))
+    return _classify(name, expression, _merge(branches), tuple(cuts))
 
 
-def _classify(name: str, expression: sp.Expr, pieces: tuple[list[Branch], list[sp.Expr]]) -> Psi:
+def _patiently(work: Callable[[], Result | None], seconds: float = SECONDS) -> Result | None:
+    """What sympy finds, or None: it says that it does not know, or is not done in time."""
+    try:
+        return within(seconds, work)
+    except _GIVE_UP:
+        return None
+
+
+def _classify(
+    name: str, expression: sp.Expr, pieces: tuple[list[Branch], list[sp.Expr]], cuts: tuple[sp.Expr, ...]
+) -> Psi:
     """Sort the cuts that separate different branches into kinks, jumps and poles."""
     branches, gaps = pieces
     kinks, jumps, poles = list(gaps), [], []
@@ -215,7 +257,14 @@ def _classify(name: str, expression: sp.Expr, pieces: tuple[list[Branch], list[s
         else:
             jumps.append(at)
     return Psi(
-        name, expression, tuple(branches), tuple(sorted(set(kinks), key=float)), tuple(jumps), tuple(poles), domain
+        name,
+        expression,
+        tuple(branches),
+        tuple(sorted(set(kinks), key=float)),
+        tuple(jumps),
+        tuple(poles),
+        domain,
+        cuts,
     )
 
 
@@ -227,8 +276,8 @@ def _merge(branches: Sequence[Branch]) -> tuple[list[Branch], list[sp.Expr]]:
         last = merged[-1]
         same = _same(last.expression, branch.expression)
         value = branch.expression.subs(B, branch.low)
-        limit = value if value.is_finite else _limit(branch.expression, branch.low, "+")
-        smooth = limit.is_finite and not _fractional(branch.expression, branch.low)
+        below, above = (value, value) if value.is_finite else _sides(branch.expression, branch.low)
+        smooth = above.is_finite and below == above and not _fractional(branch.expression, branch.low)
         if same and smooth:
             merged[-1] = Branch(last.low, branch.high, last.expression)
             if not value.is_finite:
@@ -246,7 +295,7 @@ def _same(left: sp.Expr, right: sp.Expr) -> bool:
     values = [elementary(left - right).subs(B, point).evalf(30) for point in points]
     if any(value.is_comparable and abs(value) > sp.Float("1e-15") for value in values):
         return False
-    return bool(sp.expand(left - right) == 0 or sp.simplify(left - right) == 0)
+    return bool(sp.expand(left - right) == 0 or _patiently(lambda: sp.simplify(left - right)) == 0)
 
 
 def _fractional(expression: sp.Expr, at: sp.Expr) -> bool:
@@ -277,13 +326,13 @@ def _cuts(expression: sp.Expr, name: str) -> list[sp.Expr]:
         deciders += _deciders(node)
     cuts: list[sp.Expr] = []
     for decider in dict.fromkeys(deciders):  # innermost first: a decider is smooth between the cuts found before it
-        roots = {
-            root
-            for low, high in _gaps(cuts)
-            for root in _roots(_branch(decider, _inside(low, high)), name)
-            if low <= root <= high
-        }
-        cuts = sorted({*cuts, *roots}, key=float)
+        roots: set[sp.Expr] = set()
+        for low, high in _gaps(cuts):
+            branch = _branch(decider, _inside(low, high))
+            if _real_on(branch, low, high):
+                roots |= _roots(branch, name, low, high)
+        rounded = {sp.Float(root, 20) if root.is_Float else root for root in roots}
+        cuts = sorted({*cuts, *rounded}, key=float)
     return cuts
 
 
@@ -304,28 +353,153 @@ def _deciders(node: sp.Basic) -> list[sp.Expr]:
     return []
 
 
-def _roots(expression: sp.Expr, name: str) -> set[sp.Expr]:
-    """The real roots of a smooth expression; none for one that is identically zero."""
+def _roots(expression: sp.Expr, name: str, low: sp.Expr, high: sp.Expr, derivatives: int = 0) -> set[sp.Expr]:
+    """The real roots in [low, high] of an expression that is smooth between; none for one that is identically zero."""
     expression = sp.expand(elementary(expression))
     if expression == 0 or not expression.has(B):
         return set()
-    if expression.is_polynomial(B):
-        polynomial = sp.Poly(expression, B)
-        if polynomial.degree() <= 2:
-            return {root for root in sp.roots(polynomial) if root.is_real}
-        return {
-            root if isinstance(root, sp.Rational) else sp.Float(root.evalf(20), 20)
-            for root in sp.real_roots(polynomial)
-        }
-    found = sp.solveset(expression, B, sp.S.Reals)
-    if found is sp.S.EmptySet:
+    terms = _exponential_terms(expression)
+    if terms is not None:
+        return {root for root in _roots_of_exponentials(terms) if low <= root <= high}
+    listed = _patiently(lambda: sp.solveset(expression, B, sp.S.Reals), SECONDS / (1 + 2 * derivatives))
+    if listed is sp.S.EmptySet:
         return set()
-    if isinstance(found, sp.FiniteSet):
-        return {root for root in found if root.is_real or root.is_comparable}
-    raise UnsupportedError(
-        f"psi {name!r}: the points where {expression} = 0 could not be listed (infinitely many, or no closed form), so "
-        "its breaks are unknown; write it with where(), max, min or abs of simpler arguments"
+    if isinstance(listed, sp.FiniteSet):
+        return {root for root in listed if (root.is_real or root.is_comparable) and low <= root <= high}
+    if derivatives == _DERIVATIVES:
+        raise UnsupportedError("out of reach")
+    try:
+        return _between_extremes(expression, name, low, high, derivatives)
+    except UnsupportedError:
+        raise UnsupportedError(
+            f"psi {name!r}: the points where {expression} = 0 could not be listed (infinitely many, or no closed form), so "
+            "its breaks are unknown; write it with where(), max, min or abs of simpler arguments"
+        ) from None
+
+
+def _polynomial_roots(polynomial: sp.Poly) -> set[sp.Expr]:
+    if polynomial.degree() <= 2:
+        return {root for root in sp.roots(polynomial) if root.is_real}
+    if all(coefficient.is_Rational for coefficient in polynomial.all_coeffs()):
+        every = sp.real_roots(polynomial)
+        return {root if isinstance(root, sp.Rational) else sp.Float(root.evalf(_DIGITS), _DIGITS) for root in every}
+    near = polynomial.nroots(n=_DIGITS, maxsteps=500)
+    return {sp.Float(sp.re(root), _DIGITS) for root in near if abs(sp.im(root)) < sp.Float("1e-25") * (1 + abs(root))}
+
+
+def _exponential_terms(expression: sp.Expr) -> dict[sp.Expr, sp.Poly] | None:
+    """{r: p} with the roots of expression being those of sum_r p(b) e^(r b), p polynomials; None for anything else."""
+    plain = expression.replace(sp.tanh, lambda x: (sp.exp(2 * x) - 1) / (sp.exp(2 * x) + 1))
+    above = sp.expand(sp.together(plain).as_numer_denom()[0], power_exp=True) if plain.has(sp.exp) else plain
+    found: dict[sp.Expr, sp.Expr] = {}
+    for term in sp.Add.make_args(above):
+        powers = [x for x in sp.Mul.make_args(term) if x.has(B) and (isinstance(x, sp.exp) or x.func == sp.exp)]
+        rest = term / sp.Mul(*powers)
+        exponent = sp.expand(sp.Add(*(power.args[0] for power in powers)))
+        rate = exponent.coeff(B, 1)
+        if not (rest.is_polynomial(B) and (exponent - rate * B).is_zero and rate.is_Rational):
+            return None
+        found[rate] = found.get(rate, sp.Integer(0)) + rest
+    polynomials = {rate: sp.Poly(sp.expand(part), B) for rate, part in found.items()}
+    return {rate: part for rate, part in polynomials.items() if not part.is_zero}
+
+
+def _roots_of_exponentials(terms: dict[sp.Expr, sp.Poly]) -> set[sp.Expr]:
+    """All real roots of sum_r p_r(b) e^(r b).
+
+    Times e^(-r b), which has no root, the term of least degree is a polynomial, and each derivative lowers its degree:
+    after finitely many a single term is left. Back from there, signs at neighbouring extremes (and at the ends of the
+    line, where the leading term decides) say where the roots are.
+    """
+    if not terms:
+        return set()
+    if len(terms) == 1:
+        ((_, polynomial),) = terms.items()
+        return _polynomial_roots(polynomial)
+    lowest = min(terms, key=lambda rate: (terms[rate].degree(), abs(rate), rate))
+    scaled = {rate - lowest: part for rate, part in terms.items()}
+    slopes = {rate: part.diff(B) + part * rate for rate, part in scaled.items()}
+    turning = _roots_of_exponentials({rate: part for rate, part in slopes.items() if not part.is_zero})
+    first, last = min(scaled), max(scaled)
+    ends = (_sign(scaled[first].LC()) * (-1) ** scaled[first].degree(), _sign(scaled[last].LC()))
+    expression = sp.Add(*(part.as_expr() * sp.exp(rate * B) for rate, part in scaled.items()))
+    inner = sorted(turning, key=float)
+    signs = [ends[0], *(_sign(expression.subs(B, at)) for at in inner), ends[1]]
+    return _crossings(expression, [-sp.oo, *inner, sp.oo], signs)
+
+
+def _sign(value: sp.Expr) -> int:
+    """The sign of a number; 0 for what is 0 to the digits that places are known to."""
+    number = value.evalf(_DIGITS)
+    return 0 if abs(number) < sp.Float("1e-30") else (1 if number > 0 else -1)
+
+
+def _between_extremes(expression: sp.Expr, name: str, low: sp.Expr, high: sp.Expr, derivatives: int) -> set[sp.Expr]:
+    """The roots in (low, high), by Rolle's theorem: one where the signs at two neighbouring extremes differ."""
+    turning = _roots(sp.diff(expression, B), name, low, high, derivatives + 1)
+    edges = [low, *sorted({x for x in turning if low < x < high}, key=float), high]
+    sides = "+" * (len(edges) - 1) + "-"
+    return _crossings(
+        expression, edges, [_sign_at(expression, at, side) for at, side in zip(edges, sides, strict=True)]
     )
+
+
+def _crossings(expression: sp.Expr, edges: Sequence[sp.Expr], signs: Sequence[int]) -> set[sp.Expr]:
+    """The roots of what is monotone between `edges` and has these signs there."""
+    with mpmath.workdps(_DIGITS + 10):
+        value = sp.lambdify(B, expression, "mpmath")
+        found = {at for at, sign in zip(edges[1:-1], signs[1:-1], strict=True) if sign == 0}
+        for (left, right), (before, after) in zip(pairwise(edges), pairwise(signs), strict=True):
+            if before * after < 0:
+                root = _bisected(value, *_bracket(value, left, right, before, after))
+                simple = sp.nsimplify(root, rational=True, tolerance=sp.Float("1e-30"))
+                found.add(simple if expression.subs(B, simple) == 0 else root)
+    return found
+
+
+def _sign_at(expression: sp.Expr, at: sp.Expr, side: str) -> int:
+    """The sign of the limit at a point or an end of the line; 0 for a root."""
+    limit = expression.subs(B, at) if at.is_finite else sp.nan
+    if not limit.is_finite:
+        limit = _patiently(lambda: sp.limit(expression, B, at, side))
+    if limit is None or not (limit.is_comparable or limit in (sp.oo, -sp.oo)):
+        raise UnsupportedError(f"the limit of {expression} at b = {at} could not be found")
+    return _sign(limit) if limit.is_finite else (1 if limit > 0 else -1)
+
+
+def _bracket(
+    value: Callable[[mpmath.mpf], mpmath.mpf], low: sp.Expr, high: sp.Expr, before: int, after: int
+) -> tuple[mpmath.mpf, mpmath.mpf]:
+    """Finite points with the signs that the ends have in the limit."""
+
+    def nearing(end: sp.Expr, other: sp.Expr, sign: int) -> mpmath.mpf:
+        for point in _approaching(end, other):
+            with contextlib.suppress(ZeroDivisionError, ValueError):  # at the end itself it may be infinite
+                if sign * mpmath.re(value(point)) > 0:
+                    return point
+        raise UnsupportedError(f"a root between b = {low} and b = {high} lies beyond reach; rescale psi")
+
+    return nearing(low, high, before), nearing(high, low, after)
+
+
+def _approaching(end: sp.Expr, other: sp.Expr) -> Iterator[mpmath.mpf]:
+    """Points ever nearer to an end, coming from the other one."""
+    if end.is_finite:
+        at = mpmath.mpf(str(end.evalf(_DIGITS)))
+        yield at
+        reach = mpmath.mpf(str(other.evalf(_DIGITS))) - at if other.is_finite else mpmath.sign(float(other)) * 1
+        yield from (at + reach * mpmath.mpf(2) ** -k for k in range(1, 120))
+    else:
+        start = mpmath.mpf(str(other.evalf(_DIGITS))) if other.is_finite else mpmath.mpf(0)
+        yield from (start + mpmath.sign(float(end)) * mpmath.mpf(2) ** k for k in range(-8, 60))
+
+
+def _bisected(value: Callable[[mpmath.mpf], mpmath.mpf], low: mpmath.mpf, high: mpmath.mpf) -> sp.Expr:
+    positive = mpmath.re(value(low)) > 0
+    while abs(high - low) > mpmath.mpf(10) ** -_DIGITS * max(abs(low), abs(high), 1):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (mpmath.re(value(middle)) > 0) == positive else (low, middle)
+    return sp.Float(mpmath.nstr((low + high) / 2, _DIGITS), _DIGITS)
 
 
 def _gaps(cuts: Sequence[sp.Expr]) -> list[tuple[sp.Expr, sp.Expr]]:
@@ -398,11 +572,34 @@ def _check_contiguous(branches: Sequence[Branch], name: str) -> None:
             )
 
 
+def _sound(expression: sp.Expr, at: sp.Expr) -> bool:
+    """Whether every part that a kernel would compute is a finite real number at a point."""
+    if not expression.has(B):
+        return True
+    if isinstance(expression, sp.Piecewise):  # computed case by case, without complaint
+        return all(_sound(value, at) for value, condition in expression.args if _holds(condition, at))
+    if not all(_sound(part, at) for part in expression.args if isinstance(part, sp.Expr)):
+        return False
+    if not isinstance(expression, sp.Pow | sp.log):
+        return True
+    value = elementary(_branch(expression, at)).subs(B, at).evalf(15)
+    return bool(value.is_comparable and value.is_finite)
+
+
 def _limit(expression: sp.Expr, at: sp.Expr, side: str = "+") -> sp.Expr:
     value = elementary(expression).subs(B, at)
     if value.is_finite and not _fractional(expression, at):
         return value
-    return sp.limit(elementary(expression), B, at, side)
+    found = _patiently(lambda: sp.limit(elementary(expression), B, at, side))
+    if found is None:
+        raise UnsupportedError(
+            f"the limit of {expression} at b = {at} could not be found; write psi in simpler functions"
+        )
+    return found
+
+
+def _sides(expression: sp.Expr, at: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    return _limit(expression, at, "-"), _limit(expression, at, "+")
 
 
 def _order(expression: sp.Expr, direction: int) -> sp.Expr | None:
@@ -413,14 +610,11 @@ def _order(expression: sp.Expr, direction: int) -> sp.Expr | None:
     if plain.has(sp.sin, sp.cos):
         outer = sp.diff(plain, B, 2)
         return sp.Integer(0) if isinstance(plain, sp.sin | sp.cos) and outer is not None else None
-    try:
-        end = sp.limit(plain, B, direction * sp.oo)
-        if end.is_finite:
-            return sp.Integer(0)
-        order = sp.limit(B * sp.diff(plain, B) / plain, B, direction * sp.oo)
-    except (NotImplementedError, ValueError, RecursionError):  # sympy's ways of saying that it does not know
-        return None
-    return order if order.is_comparable or order == sp.oo else None
+    end = _patiently(lambda: sp.limit(plain, B, direction * sp.oo))
+    if end is not None and end.is_finite:
+        return sp.Integer(0)
+    order = _patiently(lambda: sp.limit(B * sp.diff(plain, B) / plain, B, direction * sp.oo))
+    return order if order is not None and (order.is_comparable or order == sp.oo) else None
 
 
 def _slope(branch: Branch) -> sp.Expr | None:
@@ -428,8 +622,8 @@ def _slope(branch: Branch) -> sp.Expr | None:
     slope = elementary(sp.diff(branch.expression, B))
     try:
         ends = [abs(sp.limit(slope, B, end, side)) for end, side in ((branch.low, "+"), (branch.high, "-"))]
-        inner = _roots(sp.together(sp.diff(slope, B)), "slope")
-    except (NotImplementedError, ValueError, RecursionError, UnsupportedError):
+        inner = _roots(sp.together(sp.diff(slope, B)), "slope", branch.low, branch.high)
+    except (*_GIVE_UP, UnsupportedError):
         return sp.Integer(1) if slope == sp.cos(B) else None
     extremes = [abs(slope.subs(B, x)) for x in inner if branch.low < x < branch.high]
     return max([*ends, *extremes], key=float) if all(x.is_comparable or x == sp.oo for x in ends) else None

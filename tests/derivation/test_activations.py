@@ -43,6 +43,15 @@ oo = math.inf
         ("sqrt(abs(b))", [0], [], []),
         ("sin(b)/b", [0], [], []),  # a removable gap: no node may fall on it
         ("where(b > 3, 1, 0) * where(b < 3, 1, 0)", [], [], []),  # cancels: 0 on both sides
+        ("tanh(1/b)", [], [0], []),  # one formula, with different limits from the two sides
+        ("max(sigmoid(b), b)", [0.6590460684074066], [], []),  # equations that have no closed form
+        ("abs(tanh(b) - b**3)", [-0.89339457328982847, 0, 0.89339457328982847], [], []),
+        ("max(exp(b) - 2*b, 3)", [-1.3733745453519444, 1.9239387503458796], [], []),
+        ("relu(log(b) - 1/b)", [1.7632228343518967], [], []),
+        ("abs((b - 1)*(b - 2)*exp(b) - b**3*exp(-b))", [0.892329325149166997, 2.12217568180373898], [], []),
+        ("where(where(b < 0, 1, 0) < 0.5, b, -b)", [0], [], []),
+        ("abs(abs(abs(b) - 1) - 0.5)", [-1.5, -1, -0.5, 0, 0.5, 1, 1.5], [], []),
+        ("heaviside(b - 1)*heaviside(b + 1) - heaviside(b**2 - 4)", [], [-2, 1, 2], []),
     ],
 )
 def test_breaks_come_from_the_expression(text, kinks, jumps, poles):
@@ -51,6 +60,48 @@ def test_breaks_come_from_the_expression(text, kinks, jumps, poles):
     for got, wanted in zip(found, (kinks, jumps, poles), strict=True):
         assert got == pytest.approx(wanted, abs=1e-14)
     assert [float(x) for x in psi.breaks] == pytest.approx(sorted([*kinks, *jumps, *poles]), abs=1e-14)
+
+
+def test_breaks_without_closed_form_are_roots_to_many_digits():
+    import mpmath
+
+    with mpmath.workdps(25):
+        for text, equation in {
+            "max(sigmoid(b), b)": lambda x: 1 / (1 + mpmath.exp(-x)) - x,
+            "max(exp(b) - 2*b, 3)": lambda x: mpmath.exp(x) - 2 * x - 3,
+            "relu(log(b) + b)": lambda x: mpmath.log(x) + x,
+        }.items():
+            for at in analyse(text).kinks:
+                root = mpmath.mpf(str(at))
+                assert equation(root - mpmath.mpf(10) ** -18) * equation(root + mpmath.mpf(10) ** -18) < 0, text
+
+
+SIDES = [
+    ("heaviside(b)*sqrt(b)", lambda b: math.sqrt(b) if b > 0 else 0.0),
+    ("heaviside(b)*log(1 + b)", lambda b: math.log(1 + b) if b > 0 else 0.0),
+    ("relu(b)*log(b)", lambda b: b * math.log(b) if b > 0 else 0.0),
+    ("relu(b)**(1/2)", lambda b: math.sqrt(max(b, 0.0))),
+    ("max(b**2 - 1, 0)**(1/3)", lambda b: max(b * b - 1, 0.0) ** (1 / 3)),
+    ("heaviside(b - 1)/(b - 1/2)", lambda b: 1 / (b - 0.5) if b > 1 else 0.0),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), SIDES, ids=[text for text, _ in SIDES])
+def test_what_is_not_real_beside_a_zero_does_not_spoil_it(text, value):
+    """0 times the square root of a negative number is 0 to algebra, and nan to numpy."""
+    from elbotree.codegen import compile_psi
+
+    activation = compile_psi(text)
+    points = [-3.1, -0.7, 0.5, 0.8, 1.9, 4.2]
+    np.testing.assert_allclose(activation(np.array(points)), [value(b) for b in points], rtol=1e-14, atol=0)
+    slopes = [(value(b + 1e-6) - value(b - 1e-6)) / 2e-6 for b in points]
+    np.testing.assert_allclose(activation.derivative(np.array(points)), slopes, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("text", ["relu(b)", "heaviside(b)*b**2", "abs(b)**3", "where(b > 0, sqrt(b), 0)"])
+def test_what_numpy_can_compute_as_it_stands_is_left_alone(text):
+    psi = analyse(text)
+    assert psi.value is psi.expression
 
 
 @pytest.mark.parametrize(
@@ -107,6 +158,7 @@ def test_jumps_leave_no_point_mass_in_the_derivative():
         ("gelu", (0, 1), 1.1289041452),
         ("relu(b + relu(b - 1) - 2)", (0, 1), 2),
         ("sqrt(abs(b))", (0.5, 0.5), oo),
+        ("sigmoid(20*(b - 1/7))", (0, 0), 5),
     ],
 )
 def test_growth_and_lipschitz_constant(text, growth, lipschitz):
@@ -124,7 +176,7 @@ def test_unknown_is_said_not_guessed():
     [
         ("relo", InputError, r"psi 'relo' is not a known name \(did you mean 'relu'\?\); known: relu, "),
         ("relu(sin(b))", UnsupportedError, r"sin\(b\) = 0 could not be listed"),
-        ("max(sigmoid(b), b)", UnsupportedError, "breaks are unknown"),
+        ("max(silu(b), gelu(b))", UnsupportedError, "breaks are unknown"),
         ("exp(5000)*b", InputError, "a constant beyond 1e300"),
         ("sqrt(b**2 - 1)", UnsupportedError, "not real between b = -1 and b = 1"),
         ("log(-1 - b**2)", InputError, "real nowhere"),
