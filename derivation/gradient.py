@@ -16,6 +16,7 @@ import sympy
 from elbotree.derivation import notation as nt
 from elbotree.derivation import rules
 from elbotree.derivation.notation import Expr
+from elbotree.derivation.tree import JointLaw, Step, cost, grid_cost, joint_law
 
 if TYPE_CHECKING:
     from elbotree.derivation.tree import LossTree
@@ -88,13 +89,36 @@ PARAMETERS = (
 
 @dataclass(frozen=True)
 class GradientNode:
-    """One derivative of L: `name` is dL/dB and so on; `expression` has the free indices of `indices`."""
+    """One derivative of L.
+
+    name         dL/dB and so on
+    meaning      in words
+    indices      its free indices
+    expression   sympy, in the symbols of `notation`
+    steps        the lines that made it from L, each a named rule
+    """
 
     name: str
     meaning: str
     indices: tuple[Expr, ...]
     expression: Expr
-    steps: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def law(self) -> JointLaw:
+        """The largest joint law that it needs; f_i is one of the linear quantities."""
+        return joint_law(self.expression)
+
+    @property
+    def cost(self) -> Expr:
+        """Operations of all its entries together, as `Node.cost`; those of L's own terms that it takes by value are not
+        counted again."""
+        return cost(self.expression)
+
+    @property
+    def grid_cost(self) -> Expr:
+        """The same on the paper's grid (Fact 3.3)."""
+        return grid_cost(self.expression)
 
 
 @dataclass(frozen=True)
@@ -183,15 +207,22 @@ CLEAN_UP: tuple[rules.Rule, ...] = (
 """The rules that bring a raw derivative into its final form, in order."""
 
 
-def collapse(expr: Expr) -> tuple[Expr, tuple[str, ...]]:
-    """Collapse deltas and unit vectors, take what is fixed out of E; returns the result and the rules that did it."""
-    used = []
+def collapse(expr: Expr) -> Iterator[tuple[str, str, Expr]]:
+    """Collapse deltas and unit vectors, take what is fixed out of E: (rule, its arrow, what it made), step by step."""
     for rule in CLEAN_UP:
-        after = rules.wherever(rule, expr)
+        after = sympy.expand_mul(rules.wherever(rule, expr))
         if after != expr:
-            used.append(rule.__name__)
-        expr = sympy.expand_mul(after)
-    return _lone_components(expr).xreplace({nt.l: nt.j}), tuple(used)
+            yield rule.__name__, rules.arrow(rule), after
+        expr = after
+    lone = _lone_components(expr)
+    if lone != expr:
+        yield "linear_component", "E[(f - mu2)_i] -> E[f_i] - mu2_i", lone
+    if lone.has(nt.l):
+        yield (
+            "rename_index",
+            "the entry's index l is called j, now that no sum runs over j",
+            lone.xreplace({nt.l: nt.j}),
+        )
 
 
 def _lone_components(expr: Expr) -> Expr:
@@ -231,10 +262,13 @@ def derive_gradient(tree: LossTree) -> Gradient:
     nodes = []
     loss = loss_from(tree, "L", ("T1",))
     for by in PARAMETERS:
-        start = _by_value(tree) if by.name == "sigma2" else loss
-        expression, used = collapse(sympy.expand_mul(differentiate(start, by)))
-        steps = ("product and chain rule", (by.atom.__doc__ or "").strip(), *used)
-        nodes.append(GradientNode(f"dL/d{by.name}", f"derivative of L in {by.meaning}", by.indices, expression, steps))
+        name, start = f"dL/d{by.name}", _by_value(tree) if by.name == "sigma2" else loss
+        raw = sympy.expand_mul(differentiate(start, by))
+        steps = [Step(name, "product and chain rule", (by.atom.__doc__ or "").strip(), start, raw)]
+        for rule, arrow, after in collapse(raw):
+            steps.append(Step(name, rule, arrow, steps[-1].after, after))
+        meaning = f"derivative of L in {by.meaning}"
+        nodes.append(GradientNode(name, meaning, by.indices, steps[-1].after, tuple(steps)))
     return Gradient(tuple(nodes))
 
 
@@ -245,13 +279,26 @@ def derive_gradient(tree: LossTree) -> Gradient:
 class Minimiser:
     """A parameter's optimal value, the other parameters given: where its derivative (`equation` = 0) vanishes.
 
-    `solution` is sympy; `where` names the statistics in it, as expressions of the tree's language.
+    `solution` is sympy; `where` names the statistics in it, as expressions of the tree's language; `how` tells in words
+    how the one came from the other.
     """
 
     name: str
+    meaning: str
     equation: Expr
     solution: Expr
+    how: str
     where: tuple[tuple[Expr, Expr], ...] = ()
+
+
+@dataclass(frozen=True)
+class ProfileLoss:
+    """L with sigma2 at its minimiser: what training minimises."""
+
+    name: str
+    meaning: str
+    expression: Expr
+    how: str
 
 
 M, G, D, B = (sympy.MatrixSymbol(name, *shape) for name, shape in (
@@ -282,8 +329,14 @@ def linear_system(expr: Expr) -> tuple[Expr, Expr, Expr]:
 def best_decoder(tree: LossTree) -> Minimiser:
     """B2* = M (G + D)^-1, from dL/dB2 = 0, the encoder and mu2 given."""
     equation = sympy.expand_mul(tree.gradient["dL/dB"].expression * nt.sigma2**2)
-    moments = linear_system(equation)
-    return Minimiser("B2*", equation, M * (G + D) ** -1, tuple(zip((M, G, D), moments, strict=True)))
+    return Minimiser(
+        "B2*",
+        "the best decoder, the encoder and mu2 given",
+        equation,
+        M * (G + D) ** -1,
+        "sigma2^2 dL/dB = 0 is the linear system B2 (G + D) = M, a row of B2 at a time; G + D is positive definite",
+        tuple(zip((M, G, D), linear_system(equation), strict=True)),
+    )
 
 
 def best_noise(tree: LossTree) -> Minimiser:
@@ -294,19 +347,44 @@ def best_noise(tree: LossTree) -> Minimiser:
     solutions = sympy.solve(sympy.expand(equation * nt.sigma2**3).subs(nt.sigma2, sympy.sqrt(variance)), variance)
     if len(solutions) != 1:
         raise rules.RuleError(f"dL/dsigma2 = 0 should have one solution in sigma2^2 > 0; sympy found {solutions}")
-    return Minimiser("sigma2*^2", equation, solutions[0])
+    how = "sigma2^3 dL/dsigma2 = 0 is linear in sigma2^2"
+    return Minimiser("sigma2*^2", "the best variance of the noise, all else given", equation, solutions[0], how)
+
+
+def from_its_gradient(tree: LossTree) -> Expr:
+    """grad F = 2 (B K - M), F(0) = c -> F = c - 2 tr(B^T M) + tr(B^T B K)
+
+    Precondition: F = S1 + S2 is T1 where every column of B2 is 0; its gradient is that of `best_decoder`, with K = G + D.
+    """
+    spread = sympy.Add(*(loss_from(tree, child, ("T1",)) for child in tree["R3"].children))
+    rest = nt.rebuild(spread, _without_columns)
+    if rest != tree["T1"].expression:
+        raise rules.RuleError(f"rule from_its_gradient expects S1 + S2 to be T1 where B2 = 0; it is {rest}")
+    return nt.NodeValue("T1") - 2 * sympy.Trace(B.T * M) + sympy.Trace(B.T * B * (G + D))
+
+
+def _without_columns(part: Expr) -> Expr:
+    """H_jk and <v, b_j> where B2 = 0, and the sums and averages of 0."""
+    if isinstance(part, nt.Gram) or (isinstance(part, nt.Inner) and any(isinstance(x, nt.Column) for x in part.args)):
+        return sympy.Integer(0)
+    empty = isinstance(part, (sympy.Sum, nt.Expectation)) and part.args[0] == 0
+    return sympy.Integer(0) if empty else part
 
 
 def best_noise_of_best_decoder(tree: LossTree) -> Minimiser:
-    """sigma2*^2 = (T1 - tr(B2*^T M)) / n2: `best_noise` at B2*, where B2 (G + D) = M.
-
-    S1 + S2 = T1 - 2 tr(B^T M) + tr(B^T B (G + D)), and the last trace is tr(B^T M) at B2*.
-    """
+    """sigma2*^2 = (T1 - tr(B2*^T M)) / n2: `best_noise` at B2*, where B2 (G + D) = M."""
     noise, decoder = best_noise(tree), best_decoder(tree)
-    cross, quadratic = sympy.Trace(B.T * M), sympy.Trace(B.T * decoder.solution * (G + D))
-    total = nt.NodeValue("T1") - 2 * cross + sympy.Trace(quadratic.arg.doit())
-    spent = {nt.NodeValue("S1") + nt.NodeValue("S2"): total}
-    return Minimiser("sigma2*^2 at B2*", noise.equation, noise.solution.subs(spent), decoder.where)
+    total = from_its_gradient(tree).subs(sympy.Trace(B.T * B * (G + D)), sympy.Trace(B.T * decoder.solution * (G + D)))
+    at_best = total.replace(sympy.Trace, lambda inside: sympy.Trace(inside.doit()))
+    spent = {nt.NodeValue("S1") + nt.NodeValue("S2"): at_best}
+    return Minimiser(
+        "sigma2*^2 at B2*",
+        "the best variance of the noise at the best decoder",
+        noise.equation,
+        noise.solution.subs(spent),
+        "S1 + S2 = T1 - 2 tr(B2^T M) + tr(B2^T B2 (G + D)), and B2* (G + D) = M",
+        decoder.where,
+    )
 
 
 def best_offset(tree: LossTree) -> Minimiser:
@@ -316,7 +394,9 @@ def best_offset(tree: LossTree) -> Minimiser:
     slope = equation.coeff(unknown)
     if slope.free_symbols or slope == 0:
         raise rules.RuleError(f"dL/dmu2 should be linear in mu2_i with a constant slope; it got {equation}")
-    return Minimiser("mu2*", equation, sympy.expand_mul(unknown - equation / slope))
+    solution = sympy.expand_mul(unknown - equation / slope)
+    how = "sigma2^2 dL/dmu2 = 0 is linear in mu2_i"
+    return Minimiser("mu2*", "the best offset, the encoder and B2 given; component i", equation, solution, how)
 
 
 def best_prior(points: int = 3) -> Minimiser:
@@ -334,17 +414,84 @@ def best_prior(points: int = 3) -> Minimiser:
     level = sympy.solve(sum(solved) - 1, multiplier)[0].subs(posterior[-1], 1 - sum(posterior[:-1]))
     aggregate = nt.Expectation(nt.PosteriorFactor(nt.j), nt.X1)
     optimum = solved[0].subs(multiplier, sympy.simplify(level)).subs(posterior[0], aggregate)
-    return Minimiser("P2j*", sympy.diff(lagrangian, masses[0]), optimum, ((posterior[0], aggregate),))
+    return Minimiser(
+        "P2j*",
+        "the best prior of all, the encoder given: the aggregate posterior",
+        sympy.diff(lagrangian, masses[0]),
+        optimum,
+        "the derivative of R1 + lambda (sum_a p_a - 1) in each mass p_a is 0, and the masses sum to 1",
+        ((posterior[0], aggregate),),
+    )
 
 
-def profile_loss(tree: LossTree) -> Expr:
+#: prior kinds whose best parameters have a closed form: (parameter, its unknown as a function of the parameter)
+_PRIOR_UNKNOWNS: dict[str, tuple[tuple[str, str], ...]] = {
+    "normal": (("prior_mean", "mean"), ("prior_std", "variance")),
+    "exponential": (("prior_scale", "scale"),),
+}
+
+
+def best_prior_of(kind: str) -> tuple[Minimiser, ...]:
+    """The best parameters of a normal or an exponential prior: those with the moments of the aggregate posterior.
+
+    E_x1 E_Q[-log p(beta)] with the moments E beta = E[s_j] and E beta^2 = E[V_j] + E[s_j^2]; each derivative is set to 0.
+    Raises RuleError for a kind whose log density asks for other moments.
+    """
+    from elbotree.derivation.families import BETA, PRIOR_PARAMETERS, prior_log_density
+
+    parameters = {symbol.name: symbol for symbol in PRIOR_PARAMETERS[kind]}
+    s, V = nt.Mean(nt.j), nt.Spread(nt.j)
+    moments = {BETA**2: nt.Expectation(V, nt.X1) + nt.Expectation(s**2, nt.X1), BETA: nt.Expectation(s, nt.X1)}
+    score = sympy.expand(-prior_log_density(kind))
+    cross_entropy = sum(_averaged(term, BETA, moments) for term in sympy.Add.make_args(score))
+    found: dict[Expr, Expr] = {}
+    best = []
+    for name, unknown in _PRIOR_UNKNOWNS[kind]:
+        symbol = parameters[name]
+        equation = sympy.expand(sympy.diff(cross_entropy, symbol)).subs(found)
+        solutions = sympy.solve(sympy.numer(sympy.together(equation)), symbol)
+        solution = next(x for x in solutions if not x.could_extract_minus_sign())
+        found[symbol] = solution
+        value = solution**2 if unknown == "variance" else solution
+        how = f"dR1/d{name} = 0, R1's only part that knows the prior being E_x1 E_Q[-log P_2j(beta)]"
+        meaning = f"the best {unknown} of {'an' if kind[0] in 'aeiou' else 'a'} {kind} prior P_2j, the encoder given"
+        best.append(Minimiser(f"{kind} {unknown}*", meaning, equation, sympy.expand(value), how))
+    return tuple(best)
+
+
+def _averaged(term: Expr, beta: Expr, moments: dict[Expr, Expr]) -> Expr:
+    """E of a term c, c beta or c beta^2."""
+    rest, power = term.as_independent(beta, as_Add=False)
+    if power != 1 and power not in moments:
+        raise rules.RuleError(f"E[{power}] is no moment that s_j and V_j give")
+    return rest * moments.get(power, sympy.Integer(1))
+
+
+def profile_loss(tree: LossTree) -> ProfileLoss:
     """L at sigma2* : R1 + n2/2 log(2 pi v) + n2/2 with v = sigma2*^2 = (S1 + S2)/n2, what training minimises."""
     best = best_noise(tree).solution
     values = sympy.Add(*(nt.NodeValue(child) for child in tree["R3"].children))
     at_best = (tree["R2"].expression + tree["R3"].factor * values).subs(nt.sigma2, sympy.sqrt(best))
-    return nt.NodeValue("R1") + sympy.expand(sympy.simplify(at_best))
+    return ProfileLoss(
+        "L*",
+        "the profile loss: L at sigma2*, what training minimises over the encoder",
+        nt.NodeValue("R1") + _powers_together(at_best),
+        "sigma2 -> sigma2*: R3 becomes n2/2. By the envelope theorem its gradient is that of L at sigma2*",
+    )
+
+
+def _powers_together(expr: Expr) -> Expr:
+    """(x^(1/2))^2 -> x, a b / a -> b, and no more: the logarithm stays whole."""
+    return sympy.Add(*(sympy.cancel(term) if not term.has(sympy.log) else term for term in sympy.Add.make_args(expr)))
 
 
 def minimisers(tree: LossTree) -> tuple[Minimiser, ...]:
-    """All closed-form minimisers, in the order B2*, sigma2*, sigma2* at B2*, mu2*, prior."""
-    return (best_decoder(tree), best_noise(tree), best_noise_of_best_decoder(tree), best_offset(tree), best_prior())
+    """All closed-form minimisers, in the order B2*, sigma2*, sigma2* at B2*, mu2*, the prior, and priors of known kinds."""
+    return (
+        best_decoder(tree),
+        best_noise(tree),
+        best_noise_of_best_decoder(tree),
+        best_offset(tree),
+        best_prior(),
+        *(item for kind in _PRIOR_UNKNOWNS for item in best_prior_of(kind)),
+    )

@@ -129,6 +129,8 @@ def boxes(expr: Expr) -> Box:
 def _symbol(expr: Expr) -> Box:
     if expr == nt.pi_prior:
         return word("pi")
+    if expr.name.startswith("prior_"):
+        return Word(expr.name, rf"\mathrm{{{expr.name.replace('_', chr(92) + '_')}}}")
     return word(str(expr), vector=isinstance(expr, nt.Vector))
 
 

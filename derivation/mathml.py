@@ -111,6 +111,38 @@ def _(expr: sympy.Symbol) -> str:
 
 
 @math.register
+def _(expr: sympy.MatrixSymbol) -> str:
+    letters = expr.name.rstrip("0123456789")
+    head = _identifier(letters, bold=True)
+    return head if letters == expr.name else _sub(head, _tag("mn", expr.name[len(letters) :]))
+
+
+@math.register
+def _(expr: sympy.MatMul) -> str:
+    return _row(*(_fence(math(x)) if isinstance(x, sympy.MatAdd) else math(x) for x in expr.args))
+
+
+@math.register
+def _(expr: sympy.MatAdd) -> str:
+    return _row(math(expr.args[0]), *(part for x in expr.args[1:] for part in (_operator("+"), math(x))))
+
+
+@math.register
+def _(expr: sympy.MatPow) -> str:
+    return _tag("msup", _fence(math(expr.base)), math(expr.exp))
+
+
+@math.register
+def _(expr: sympy.Transpose) -> str:
+    return _tag("msup", math(expr.arg), "<mo>⊤</mo>")
+
+
+@math.register
+def _(expr: sympy.Trace) -> str:
+    return _call(_identifier("tr", upright=True), math(expr.arg))
+
+
+@math.register
 def _(expr: nt.NodeValue) -> str:
     return _term_name(expr.name)
 

@@ -1,13 +1,14 @@
-"""The tree on paper: a Unicode drawing, one node in full, the proof line by line, LaTeX, Mermaid, dot, JSON, MathML.
+"""The tree on paper: a Unicode drawing, the proof line by line, LaTeX, Mermaid, dot, JSON, MathML.
 
-How a formula looks is `layout`'s (text, LaTeX) and `mathml`'s business; here it is put into a picture of the tree."""
+How a formula looks is `layout`'s (text, LaTeX) and `mathml`'s business; here it is put into a picture of the tree. One
+item alone is `catalogue`'s, the page `page`'s."""
 
 from __future__ import annotations
 
 import json
+import re
 import textwrap
-from collections.abc import Callable
-from html import escape
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import sympy
@@ -18,7 +19,7 @@ from elbotree.derivation.notation import Expr
 
 if TYPE_CHECKING:
     from elbotree.derivation.gradient import Minimiser
-    from elbotree.derivation.tree import JointLaw, LossTree, Node
+    from elbotree.derivation.tree import JointLaw, LossTree, Node, Step
 
 LEGEND = (
     "f = y + w ψ(b), y = A x₁ + d, b = ⟨y, u⟩ + θ;  c_j = C_j f + bias_j;  "
@@ -98,45 +99,62 @@ def _plain(expr: Expr) -> str:
     return str(expr).replace("**", "^").replace("*", " ")
 
 
-def describe(tree: LossTree, node: Node) -> str:
-    """One node in full."""
-    lines = [f"{node.name} = {text(node.expression)}"]
-    if node.children:
-        lines.append(f"{' ' * len(node.name)} = {combination_text(node)}")
-    lines += [f"rule       {node.rule}", f"paper      {node.place}"]
-    if node.erratum:
-        lines.append(f"errata     {node.erratum}")
-    lines += [
-        f"joint law  {law_text(node.law)}",
-        f"cost       {_plain(node.cost)}   (N bins or modes in each dimension)",
-    ]
-    return "\n".join(lines)
+def cost_text(expr: Expr) -> str:
+    """A cost formula in one line, its logarithms to base 2 by name."""
+    named = expr.replace(sympy.log, lambda x: sympy.log(2) * sympy.Symbol(f"log2({x})") if x != 2 else sympy.log(2))
+    return _plain(named)
+
+
+def step_lines(steps: Iterable[Step], first: int = 1) -> list[str]:
+    """Two lines a step: its number, rule and arrow, and what it made."""
+    lines = []
+    for number, step in enumerate(steps, start=first):
+        lines.append(f"{number:3}  {step.rule}:  {step.arrow}")
+        lines.append(f"     {step.node} = {text(step.after)}")
+    return lines
 
 
 def proof(tree: LossTree) -> str:
-    """The proof line by line: each step's rule, its arrow, and what it made."""
+    """The proof of the tree, line by line: each step's rule, its arrow, and what it made."""
     lines = [f"L = {text(tree['L'].expression)}", "    Definition 2.3 with assumptions 1 to 4"]
     shown = "L"
     for number, step in enumerate(tree.steps(), start=1):
         if step.node != shown:
             lines.append(f"\n{step.node} = {text(step.before)}")
             shown = step.node
-        lines.append(f"{number:3}  {step.rule}:  {step.arrow}")
-        lines.append(f"     {step.node} = {text(step.after)}")
+        lines += step_lines([step], number)
     return "\n".join(lines)
 
 
 def proof_text(tree: LossTree) -> str:
-    """The whole proof: the lemmas that the tree rests on, each line of it with rule and precondition, and the errata."""
+    """The whole proof: the lemmas that the tree rests on, each line of it, the gradient's lines, the minimisers, the rules
+    with their preconditions, and the errata."""
     from elbotree.derivation import rules
+    from elbotree.derivation.gradient import minimisers, profile_loss
     from elbotree.derivation.lemmas import LEMMAS
 
-    parts = ["\n".join(str(item) for item in LEMMAS[:2]), proof(tree)]
-    used = dict.fromkeys(step.rule for step in tree.steps())
-    parts.append("Rules, and when they apply\n" + "\n".join(_rule_lines(getattr(rules, name)) for name in used))
+    profile = profile_loss(tree)
     notes = [f"  {node.name}, {node.place}: {node.erratum}" for node in tree if node.erratum]
-    parts.append("Where this differs from the paper as printed\n" + "\n".join(notes))
+    parts = [
+        "\n".join(map(str, LEMMAS)),
+        proof(tree),
+        "The gradient, from L through its leaves",
+        *("\n".join([f"{node.name}, {node.meaning}", *step_lines(node.steps)]) for node in tree.gradient),
+        "Where the gradient is 0",
+        *(f"{minimiser_text(item)}\n     {text(item.equation)} = 0:  {item.how}" for item in minimisers(tree)),
+        f"{profile.name} = {text(profile.expression)}\n     {profile.how}",
+        "Rules, and when they apply\n" + "\n".join(_rule_lines(getattr(rules, name)) for name in rules_used(tree)),
+        "Where this differs from the paper as printed\n" + "\n".join(notes),
+    ]
     return "\n\n".join(parts)
+
+
+def rules_used(tree: LossTree) -> list[str]:
+    """The names of the rules that the tree and its gradient are made by, in the order of first use."""
+    from elbotree.derivation import rules
+
+    steps = [*tree.steps(), *(step for node in tree.gradient for step in node.steps)]
+    return [name for name in dict.fromkeys(step.rule for step in steps) if hasattr(rules, name)]
 
 
 def _rule_lines(rule: Callable[[Expr], Expr]) -> str:
@@ -146,69 +164,23 @@ def _rule_lines(rule: Callable[[Expr], Expr]) -> str:
     return "\n".join([f"  {rule.__name__}:  {arrow.strip()}", *wrapped])
 
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-math { font-size: 1.1em; overflow-x: auto; display: block; text-align: left; margin: .4rem 0; }
-section { border-top: 1px solid #8886; padding: .6rem 0; }
-code { font-size: .92em; } .place { opacity: .75; } li { margin: .5rem 0; }
-"""
-
-
-def proof_html(tree: LossTree) -> str:
-    """The proof as one self-contained page with MathML: lemmas, then every node with its lines, joint law and cost."""
-    from elbotree.derivation import mathml
-    from elbotree.derivation.lemmas import LEMMAS
-
-    body = ["<h1>The loss, derived</h1>", f"<p>{escape(LEGEND)}</p>", "<section><h2>Lemmas</h2><ul>"]
-    for item in LEMMAS:
-        note = f'<br><span class="place">Errata: {escape(item.erratum)}</span>' if item.erratum else ""
-        body.append(f"<li><b>{escape(item.name)}.</b> {escape(item.statement)}{note}</li>")
-    body.append("</ul></section>")
-    for node in tree:
-        body += [
-            f'<section id="{node.name}"><h2>{node.name} <small class="place">{escape(node.place)}</small></h2>',
-            mathml.to_mathml(node.expression, node.name),
-        ]
-        if node.children:
-            links = " + ".join(f'<a href="#{child}">{child}</a>' for child in node.children)
-            by = "" if node.factor == 1 else f", times {escape(text(node.factor))}"
-            body.append(f"<p>{node.name} is the sum of its children {links}{by}.</p>")
-        if node.erratum:
-            body.append(f'<p class="place">Errata: {escape(node.erratum)}</p>')
-        law, cost = escape(law_text(node.law)), escape(_plain(node.cost))
-        body.append(f"<p>Joint law {law}. Cost {cost}, N bins or modes in each dimension.</p>")
-        steps = [step for step in tree.steps() if step.node == node.name]
-        if steps:
-            lines = "".join(
-                f"<li><code>{escape(step.rule)}</code> {escape(step.arrow)}{mathml.to_mathml(step.after)}</li>"
-                for step in steps
-            )
-            body.append(f"<ol>{lines}</ol>")
-        body.append("</section>")
-    body.append("<section><h2>Gradient</h2>")
-    for part in tree.gradient:
-        head = f"<h3>{escape(part.name)} <small>{escape(part.meaning)}</small></h3>"
-        body.append(head + mathml.to_mathml(part.expression))
-    body.append("</section>")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>The loss, derived</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
-
-
-def _name_latex(name: str) -> str:
-    return r"\mathcal{L}" if name == "L" else f"{name[0]}_{name[1:]}"
+def name_latex(name: str) -> str:
+    """A name such as L, T2, dL/dB, B2* or sigma2*^2 in LaTeX."""
+    if name in ("L", "L*"):
+        return r"\mathcal{L}" + name[1:]
+    if re.fullmatch(r"[RSTU][123]", name):
+        return f"{name[0]}_{name[1:]}"
+    return rf"\text{{{name.replace('^', chr(92) + '^{}')}}}"
 
 
 def to_latex(tree: LossTree, name: str | None = None) -> str:
     """LaTeX of one node's equation, or an `align*` of all of them."""
     if name is not None:
-        return f"{_name_latex(name)} = {latex(tree[name].expression)}"
+        return f"{name_latex(name)} = {latex(tree[name].expression)}"
     lines = []
     for node in tree:
         made = f" = {_combination_latex(node)}" if node.children else ""
-        lines.append(f"{_name_latex(node.name)} &= {latex(node.expression)}{made}")
+        lines.append(f"{name_latex(node.name)} &= {latex(node.expression)}{made}")
     return "\\begin{align*}\n" + " \\\\\n".join(lines) + "\n\\end{align*}"
 
 
@@ -240,40 +212,28 @@ def to_dot(tree: LossTree) -> str:
 
 
 def to_json(tree: LossTree) -> str:
-    """JSON: format, hash, nodes with every field (expressions as text, LaTeX and srepr), gradient, and the proof."""
-    nodes = [
-        {
-            "name": node.name,
-            "text": text(node.expression),
-            "latex": latex(node.expression),
-            "sympy": sympy.srepr(node.expression),
-            "rule": node.rule,
-            "place": node.place,
-            "erratum": node.erratum,
-            "law": {
-                "projections": [text(part) for part in node.law.projections],
-                "linear": [text(part) for part in node.law.linear],
-                "dimension": str(node.law.dimension),
-                "grid_dimension": str(node.law.grid_dimension),
-            },
-            "cost": str(node.cost),
-            "children": list(node.children),
-            "factor": str(node.factor),
-        }
-        for node in tree
-    ]
-    gradient = [
-        {"name": part.name, "meaning": part.meaning, "text": text(part.expression), "latex": latex(part.expression)}
-        for part in tree.gradient
-    ]
+    """JSON: format, hash, nodes with every field (expressions as text, LaTeX and srepr), gradient, minimisers, proof."""
+    from elbotree.derivation import catalogue
+    from elbotree.derivation.gradient import minimisers
+
+    nodes, gradient, best = (
+        [catalogue.to_dict(tree, item) for item in kind] for kind in (tree, tree.gradient, minimisers(tree))
+    )
     steps = [
         {"node": step.node, "rule": step.rule, "arrow": step.arrow, "text": text(step.after)} for step in tree.steps()
     ]
-    form = {"format": "elbotree-tree/1", "sha256": tree.sha256, "nodes": nodes, "gradient": gradient, "steps": steps}
-    return json.dumps(form, indent=2, ensure_ascii=False)
+    form = {
+        "format": "elbotree-tree/1",
+        "sha256": tree.sha256,
+        "nodes": nodes,
+        "gradient": gradient,
+        "minimisers": best,
+    }
+    return json.dumps(form | {"steps": steps}, indent=2, ensure_ascii=False)
 
 
 def minimiser_text(minimiser: Minimiser) -> str:
     """A closed-form minimiser in one line, with its statistics."""
-    where = ", ".join(f"{symbol} = {text(meaning)}" for symbol, meaning in minimiser.where)
+    shown = [(symbol, meaning) for symbol, meaning in minimiser.where if meaning != minimiser.solution]
+    where = ", ".join(f"{symbol} = {text(meaning)}" for symbol, meaning in shown)
     return f"{minimiser.name} = {text(minimiser.solution)}" + (f"   where {where}" if where else "")

@@ -26,6 +26,9 @@ from elbotree.derivation.tree import LossTree, cost, joint_law
 
 MOMENTS = sympy.Integer(0)
 
+#: sizes for which the account gives operations as numbers
+_EXAMPLE = {nt.m1: 16, nt.m2: 16, nt.n2: 16, nt.modes: 32}
+
 
 def put_in(expression: Expr, psi: Psi) -> Expr:
     """psi(b) -> k b + m, E[0] -> 0
@@ -69,8 +72,7 @@ class Change:
             head += f"\n  -> {render.text(self.after)}"
         lines = [head, *(f"  {line}" for line in self.said)]
         lines.append(f"  dimensions {self.dimensions[0]} -> {self.dimensions[1]}")
-        shown = (str(formula).replace("**", "^").replace("*", " ") for formula in self.operations)
-        lines.append(f"  operations {' -> '.join(shown)}")
+        lines.append(f"  operations {' -> '.join(map(render.cost_text, self.operations))}")
         return "\n".join(lines)
 
 
@@ -89,8 +91,27 @@ class Specialisation:
                 return change
         raise KeyError(f"no leaf {name!r}; the leaves are {', '.join(change.name for change in self.changes)}")
 
+    @property
+    def dimensions(self) -> tuple[Expr, Expr]:
+        """Of the largest lattice of all leaves, before and after."""
+        before, after = zip(*(change.dimensions for change in self.changes), strict=True)
+        return max(before), max(after)
+
+    @property
+    def operations(self) -> tuple[Expr, Expr]:
+        """Of all leaves together, before and after, in m1, m2, n2 and N."""
+        before, after = zip(*(change.operations for change in self.changes), strict=True)
+        return sympy.Add(*before), sympy.Add(*after)
+
     def __str__(self) -> str:
-        parts = [psi_text(self.psi), *map(family_text, self.families), *map(str, self.changes)]
+        shown = " -> ".join(map(render.cost_text, self.operations))
+        numbers = " -> ".join(f"{float(formula.subs(_EXAMPLE)):.2g}" for formula in self.operations)
+        sizes = ", ".join(f"{symbol} = {number}" for symbol, number in _EXAMPLE.items())
+        whole = (
+            f"all leaves\n  dimensions {self.dimensions[0]} -> {self.dimensions[1]}\n  operations {shown}"
+            f"\n  for {sizes}: {numbers}"
+        )
+        parts = [psi_text(self.psi), *map(family_text, self.families), *map(str, self.changes), whole]
         return "\n\n".join(parts)
 
 
@@ -113,66 +134,67 @@ def specialise(tree: LossTree, psi: str, families: str | Sequence[str]) -> Speci
 def _change(before: Expr, name: str, psi: Psi, families: tuple[Family, ...]) -> Change:
     after = put_in(before, psi)
     t = max(family.t for family in families)
-    said: list[str] = []
+    generic = joint_law(before).dimension.subs(nt.t, t)
+    priced = cost(before).subs(nt.t, t)
     heads = {type(part).__name__ for part in nt.subexpressions(before) if isinstance(part, nt.FeatureTerm)}
-    generic = _dimension(before, t)
     if heads:
         indices = len({part.args[0] for part in nt.subexpressions(before) if isinstance(part, nt.FeatureTerm)})
         found = [_features(family, heads, indices) for family in families]
-        said += [line for _, lines in found for line in lines]
-        dimension = sympy.Integer(max(d for d, _ in found))
+        said = [line for one in found for line in one.said]
+        dimension = sympy.Integer(max(one.dimension for one in found))
         if psi.affine is not None and dimension > 0:
             said.append("f is affine in y: no axis for b")
             dimension -= 1
+        known = all(one.known for one in found)
+        operations = nt.m2**indices if known else cost(after, dimension)
     elif after == 0:
-        said.append("psi = 0: pruned")
-        dimension = MOMENTS
+        said, dimension, operations = ["psi = 0: pruned"], MOMENTS, sympy.Integer(0)
     elif psi.affine is not None and after != before:
-        said.append("psi is affine: moments of y, in closed form")
-        dimension = MOMENTS
+        said, dimension = ["psi is affine: moments of y, in closed form"], MOMENTS
+        operations = cost(after, dimension)
     else:
-        dimension = generic
+        said, dimension, operations = [], generic, priced
     if nt.w in before.free_symbols and after != 0:
         said.append("w = 0 (seen when the kernel runs): 0")
-    operations = _cost(before, generic, t), _cost(after, dimension, t)
-    return Change(name, before, after, tuple(said), (generic, dimension), operations)
-
-
-def _dimension(expression: Expr, t: int) -> Expr:
-    return joint_law(expression).dimension.subs(nt.t, t)
-
-
-def _cost(expression: Expr, dimension: Expr, t: int) -> Expr:
-    """The tree's cost formula, with a lattice of so many dimensions instead of the generic one."""
-    if not nt.contains(expression, nt.Expectation):
-        return sympy.Integer(0)
-    plain = cost(expression).subs(nt.t, t)
-    generic = nt.m1 * nt.modes ** _dimension(expression, t)
-    return plain.subs(generic, nt.n2 * nt.m1 if dimension == 0 else nt.m1 * nt.modes**dimension)
+    return Change(name, before, after, tuple(said), (generic, dimension), (priced, operations))
 
 
 # ------------------------------------------------------------------------------------------------------- integrands
 
 
-def _features(family: Family, heads: set[str], indices: int) -> tuple[int, list[str]]:
-    """(dimensions of the lattice, what was found) for a leaf that averages these functions of c_j over `indices`."""
+@dataclass(frozen=True)
+class _Found:
+    """What is known of the functions of c_j that a leaf averages, for one family.
+
+    dimension   of the lattice that they need
+    said        what was found, in words
+    known       whether they are constants, so that nothing is averaged
+    """
+
+    dimension: int
+    said: list[str]
+    known: bool = False
+
+
+def _features(family: Family, heads: set[str], indices: int) -> _Found:
+    """What is found about a leaf that averages these functions of c_j over `indices`."""
     if heads == {"Divergence"}:
         return _divergences(family)
     letter, expression = ("V", family.variance) if heads == {"Spread"} else ("s", family.mean)
     if expression is None:
-        return indices * family.t + 1, [f"{family.name}: {letter}(c) by quadrature over beta"]
+        return _Found(indices * family.t + 1, [f"{family.name}: {letter}(c) by quadrature over beta"])
     parts = pieces(expression, family.c)
     orders = [_order(part, uses, family) for uses, part in parts]
     # A product s_j s_k, and <f, b_j> s_j, need one order more: only linear ones are then moments.
     most = 2 if heads == {"Spread"} else 1
     uses = max((len(u) for (u, _), order in zip(parts, orders, strict=True) if not _is_low(order, most)), default=0)
-    said = [_shape(family, f"{letter}(c) = {expression}", expression, orders)]
+    said = _shape(family, f"{letter}(c) = {expression}", expression, orders)
     if uses == 0:
         # Moments of f are moments of y, and those of psi(b), which need the law of b alone.
-        return int(any(orders)), [f"{said[0]}: {'moments of f' if any(orders) else 'known'}, no lattice of c"]
-    if uses < family.t:
-        said.append(f"{family.name}: {uses} of the {family.t} parameters enter together")
-    return indices * uses + 1, said
+        known = heads == {"Spread"} and not any(orders)
+        return _Found(int(any(orders)), [f"{said}: {'known' if known else 'moments of f'}, no lattice of c"], known)
+    partly = [f"{family.name}: {uses} of the {family.t} parameters enter together"] if uses < family.t else []
+    return _Found(indices * uses + 1, [said, *partly])
 
 
 def _order(part: Expr, uses: tuple[int, ...], family: Family) -> int | None:
@@ -194,11 +216,12 @@ def _shape(family: Family, formula: str, expression: Expr, orders: list[int | No
     return f"{family.name}: {short}"
 
 
-def _divergences(family: Family) -> tuple[int, list[str]]:
+def _divergences(family: Family) -> _Found:
     dimension, said = 0, []
     for form in family.divergences:
         prior = {"*": "any other prior" if len(family.divergences) > 1 else "every prior", "same": "its own base"}
-        words = f"{family.name}: K against {prior.get(form.prior, f'a {form.prior} prior')}"
+        article = "an" if form.prior[0] in "aeiou" else "a"
+        words = f"{family.name}: K against {prior.get(form.prior, f'{article} {form.prior} prior')}"
         words += f" (base {form.base})" if form.base != "*" else ""
         if form.remainder:
             said.append(f"{words}: by quadrature over beta")
@@ -210,7 +233,7 @@ def _divergences(family: Family) -> tuple[int, list[str]]:
         how = "moments of f, no lattice of c" if sizes == 0 else f"{sizes} of {family.t} parameters on a lattice"
         said.append(f"{words}: closed form, {how}")
         dimension = max(dimension, sizes + 1)
-    return dimension, said
+    return _Found(dimension, said)
 
 
 # -------------------------------------------------------------------------------------------------------------- text

@@ -66,7 +66,8 @@ class Node:
     place        where it stands in the paper
     erratum      how it differs from what the paper prints, and why; "" where it does not
     law          the joint law that its expectations need
-    cost         operations as a formula in m1, m2, n2, t and N (bins or modes in one dimension)
+    cost         operations as a formula in m1, m2, n2, t and N, the modes in one dimension
+    grid_cost    the same on the paper's grid, N bins in one dimension (Fact 3.3)
     children     names, in the paper's order
     factor       the node is `factor` times the sum of its children (1, but for R3)
     """
@@ -78,6 +79,7 @@ class Node:
     erratum: str
     law: JointLaw
     cost: Expr
+    grid_cost: Expr
     children: tuple[str, ...] = ()
     factor: Expr = sympy.S.One
 
@@ -216,28 +218,60 @@ def _over_x1(part: Expr) -> bool:
 
 
 def _integrand_law(integrand: Expr) -> JointLaw:
-    features = {part for part in nt.subexpressions(integrand) if isinstance(part, (nt.FeatureTerm, nt.PosteriorFactor))}
-    indices = sorted({index for part in features for index in part.free_symbols}, key=str)
+    indices = _feature_indices(integrand)
     uses_b = nt.contains(integrand, nt.Psi)
-    # A linear factor alone is a moment: it costs a dimension only beside something that is not polynomial.
+    # A linear factor alone is a moment: it costs a dimension only beside something that is not polynomial. Alone, f is
+    # y + w psi(b), and asks for the law of b.
     linear = tuple(
-        part for part in nt.subexpressions(integrand) if isinstance(part, nt.Inner) and nt.is_random(part, nt.X1)
+        part
+        for part in nt.subexpressions(integrand)
+        if isinstance(part, (nt.Inner, nt.Component)) and nt.is_random(part, nt.X1)
     )
-    lattice = nt.t * len(indices) + (1 if indices or uses_b else 0)
+    pushed = bool(indices) or any(part == nt.f for part in nt.subexpressions(integrand))
+    lattice = nt.t * len(indices) + (1 if pushed or uses_b else 0)
     projections = (*(sympy.Symbol(f"c_{index}") for index in indices), *((nt.b,) if uses_b else ()))
-    grid = lattice + len(set(linear)) if lattice != 0 else lattice
-    return JointLaw(projections, linear, sympy.sympify(lattice), sympy.sympify(grid))
+    beside = len(set(linear)) if indices or uses_b else 0
+    return JointLaw(projections, linear, sympy.sympify(lattice), sympy.sympify(lattice + beside))
 
 
-def cost(expression: Expr) -> Expr:
-    """Operations of one node's own expectations: (number of laws) * m1 * N^dimension; moments alone cost n2 m1."""
+def _feature_indices(expression: Expr) -> list[Expr]:
+    """The indices of the features whose encoder parameters an expression takes."""
+    parts = [part for part in nt.subexpressions(expression) if isinstance(part, (nt.FeatureTerm, nt.PosteriorFactor))]
+    return sorted({index for part in parts for index in part.free_symbols}, key=str)
+
+
+def convolution_cost(sources: Expr = nt.m1, dimension: Expr = nt.t, bins: Expr = nt.modes) -> Expr:
+    """Fact 3.3: m convolutions by FFT on N^t points, each N^t log2(N^t) additions and multiplications."""
+    return sources * bins**dimension * dimension * sympy.log(bins) / sympy.log(2)
+
+
+def cost(expression: Expr, dimension: Expr | None = None) -> Expr:
+    """Operations of an expression's expectations: (number of laws) * m1 * N^dimension; moments alone cost n2 m1.
+
+    A law is one choice of the features in the integrand, whether their indices are summed over or free; components of f
+    come together. `dimension` stands in for that of the lattice, where something is known that makes it smaller.
+    """
     total = sympy.Integer(0)
-    for term in sympy.Add.make_args(expression):
-        law = joint_law(term)
-        if nt.contains(term, nt.Expectation):
-            work = nt.n2 * nt.m1 if law.dimension == 0 else nt.m1 * nt.modes**law.dimension
-            total += nt.m2 ** _depth(term) * work
+    for count, law in _laws(expression):
+        size = law.dimension if dimension is None else dimension
+        total += count * (nt.n2 * nt.m1 if size == 0 else nt.m1 * nt.modes**size)
     return total
+
+
+def grid_cost(expression: Expr) -> Expr:
+    """The same on the paper's grid, each law by the convolutions of Fact 3.3."""
+    total = sympy.Integer(0)
+    for count, law in _laws(expression):
+        size = law.grid_dimension
+        total += count * (nt.n2 * nt.m1 if size == 0 else convolution_cost(nt.m1, size))
+    return total
+
+
+def _laws(expression: Expr) -> Iterator[tuple[Expr, JointLaw]]:
+    """(how many, joint law) for each term of an expression with an expectation in it."""
+    for term in sympy.Add.make_args(sympy.expand_mul(expression, deep=False)):
+        if nt.contains(term, nt.Expectation):
+            yield nt.m2 ** len(_feature_indices(term)), joint_law(term)
 
 
 @dataclass(frozen=True)
@@ -306,7 +340,8 @@ class LossTree:
         return self.proof
 
     def verify(self) -> Report:
-        """Check every split, and the gradient, on small explicit dimensions with finite laws and symbolic parameters.
+        """Check every split, and the gradient, on small explicit dimensions with finite laws and symbolic parameters
+        (`lemmas.verify_all` checks the lemmas and every line of the proof besides).
 
         Raises VerificationError when a difference does not vanish.
         """
@@ -320,10 +355,11 @@ class LossTree:
         return render.draw(self)
 
     def describe(self, name: str) -> str:
-        """One node in full: formula, rule, place in the paper, joint law, cost."""
-        from elbotree.derivation import render
+        """One node in full: formula, rule, place in the paper, joint law, cost. Also a derivative (dL/dB), a minimiser
+        (B2*) or a lemma (Lemma 3.4), by name."""
+        from elbotree.derivation import catalogue
 
-        return render.describe(self, self[name])
+        return catalogue.describe(catalogue.find(self, name))
 
     def proof_text(self) -> str:
         """The proof line by line, with its lemmas, the rules' preconditions and the errata, as text."""
@@ -333,9 +369,9 @@ class LossTree:
 
     def proof_html(self) -> str:
         """The proof as one self-contained page with MathML."""
-        from elbotree.derivation import render
+        from elbotree.derivation import page
 
-        return render.proof_html(self)
+        return page.proof_html(self)
 
     def to_latex(self, name: str | None = None) -> str:
         """LaTeX of one node's equation, or of all in an `align*`."""
@@ -398,13 +434,17 @@ def _nodes(
 ) -> Iterator[Node]:
     """The nodes in the paper's order; a parent's law is the largest, its cost the sum, of its children's."""
     laws = {name: joint_law(expressions[name]) for name in NODE_NAMES if name not in opened}
-    costs = {name: cost(expressions[name]) for name in NODE_NAMES if name not in opened}
+    costs, grid_costs = (
+        {name: price(expressions[name]) for name in NODE_NAMES if name not in opened} for price in (cost, grid_cost)
+    )
     for name in reversed(NODE_NAMES):
         if name in opened:
             children = opened[name][0]
             laws[name] = max((laws[child] for child in children), key=lambda law: law.grid_dimension.subs(nt.t, 2))
-            costs[name] = sympy.Add(*(costs[child] for child in children))
+            for prices in (costs, grid_costs):
+                prices[name] = sympy.Add(*(prices[child] for child in children))
     for name in NODE_NAMES:
         children, factor = opened.get(name, ((), sympy.Integer(1)))
         place, erratum = PLACES[name]
-        yield Node(name, expressions[name], made_by[name], place, erratum, laws[name], costs[name], children, factor)
+        prices = costs[name], grid_costs[name]
+        yield Node(name, expressions[name], made_by[name], place, erratum, laws[name], *prices, children, factor)

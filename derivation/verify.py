@@ -332,7 +332,19 @@ def verify_steps(tree: LossTree) -> Report:
         name = f"step {number}, {step.rule} in {step.node}"
         require_zero(name, instantiate(step.before, world) - instantiate(step.after, world))
         checked.append(name)
+    for node in tree.gradient:
+        # The first line is the derivative itself: `verify_gradient` checks that against sympy's.
+        for number, step in enumerate(node.steps[1:], start=2):
+            name = f"step {number}, {step.rule} in {step.node}"
+            before, after = (instantiate(side, _SMOOTH, _ENTRY) for side in (step.before, step.after))
+            require_zero(name, before - after)
+            checked.append(name)
     return Report(tuple(checked))
+
+
+_SMOOTH = World(smooth=True)
+_ENTRY = State(indices=((nt.i, 1), (nt.j, 2), (nt.l, 2), (nt.r, 1)))
+"""One entry of the gradient: row 1 of B2 or of the output, feature 2 (called l until the sums over j are gone)."""
 
 
 def verify_tree(tree: LossTree) -> Report:

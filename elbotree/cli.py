@@ -95,30 +95,45 @@ def main() -> None:
 
 @main.command()
 @click.option(
-    "--node", metavar="NAME", help="One node alone (L, R1, ..., U3): formula, rule, place in the paper, joint law."
+    "--node",
+    metavar="NAME",
+    help="One item alone, in full: a node (L, R1, ..., U3), a derivative (dL/dB), a minimiser (B2*, L*), "
+    "a lemma (Lemma 3.4).",
 )
+@click.option("--steps", is_flag=True, help="The proof line by line, each a named rule (with --node, of that item).")
+@click.option("--verify", is_flag=True, help="Check every lemma, split, line and derivative exactly, and say which.")
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["rich", "plain", "json", "latex", "mermaid", "dot"]),
+    type=click.Choice(["rich", "plain", "json", "latex", "mermaid", "dot", "html"]),
     default="rich",
     show_default=True,
-    help="How to print.",
+    help="How to print; html is a page with the whole proof.",
 )
-def derive(node: str | None, style: str) -> None:
+def derive(node: str | None, steps: bool, verify: bool, style: str) -> None:
     """Print the loss, derived from the ELBO by named rules, as a tree with formulae.
 
     \b
     elbotree derive
     elbotree derive --node T2
-    elbotree derive --format mermaid > tree.mmd
+    elbotree derive --steps
+    elbotree derive --node dL/dB --steps
+    elbotree derive --format html > proof.html
     """
     from elbotree.derivation import derive as derive_tree
     from elbotree.display import tree_text
 
+    if verify:
+        if node is not None or steps or style not in ("rich", "plain"):
+            raise _Mistake("--verify checks the whole derivation and prints plain text; leave the other options out")
+        from elbotree.derivation.lemmas import verify_all
+
+        with _progress("verifying the derivation"):
+            _print(str(verify_all()))
+        return
     with _progress("deriving the loss"):
         tree = derive_tree()
-    text = tree_text(tree, node, style)
+    text = tree_text(tree, node, style, steps)
     if style == "rich" and sys.stdout.isatty():
         from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""What the command line prints of the derived tree: which of the tree's own renderings a `--format` stands for."""
+"""What `elbotree derive` prints: which of the derivation's own renderings its options stand for."""
 
 from __future__ import annotations
 
@@ -10,25 +10,37 @@ from elbotree.runtime.errors import InputError
 if TYPE_CHECKING:
     from elbotree.derivation import LossTree
 
+_PICTURES = ("mermaid", "dot", "html")
 
-def tree_text(tree: LossTree, node: str | None, style: str) -> str:
-    """The text that `elbotree derive` prints: the whole tree or one node, in one of its formats.
 
-    Raises InputError for a node that the tree does not have, and for a picture of one node alone.
+def tree_text(tree: LossTree, node: str | None, style: str, steps: bool = False) -> str:
+    """The text that `elbotree derive` prints: the whole tree or one item, its formula or its proof, in one of the formats.
+
+    Raises InputError for a name that the derivation does not have, and for combinations of options without a meaning.
     """
-    if node is not None and node not in tree.names:
-        raise InputError(f"--node {node}: the loss tree has no such node; its nodes are {', '.join(tree.names)}")
-    if style in ("mermaid", "dot"):
-        if node is not None:
-            raise InputError(f"--format {style} draws the whole tree; leave --node out, or use plain, json or latex")
+    if steps and style in ("latex", *_PICTURES[:2]):
+        raise InputError(f"--format {style} has no lines of a proof; print them as plain, html or json")
+    if node is not None:
+        return _item_text(tree, node, style, steps)
+    if style == "json":
+        return tree.to_json()
+    if style == "html":
+        return tree.proof_html().rstrip("\n")
+    if style in _PICTURES:
         return (tree.to_mermaid() if style == "mermaid" else tree.to_dot()).rstrip("\n")
     if style == "latex":
-        return tree.to_latex(node)
+        return tree.to_latex()
+    return tree.proof_text() if steps else str(tree)
+
+
+def _item_text(tree: LossTree, name: str, style: str, steps: bool) -> str:
+    from elbotree.derivation import catalogue
+
+    item = catalogue.find(tree, name)
+    if style in _PICTURES:
+        raise InputError(f"--format {style} draws the whole tree; leave --node out, or use plain, json or latex")
+    if style == "latex":
+        return catalogue.to_latex(item)
     if style == "json":
-        return tree.to_json() if node is None else _node_json(tree, node)
-    return str(tree) if node is None else tree.describe(node)
-
-
-def _node_json(tree: LossTree, name: str) -> str:
-    nodes = json.loads(tree.to_json())["nodes"]
-    return json.dumps(next(node for node in nodes if node["name"] == name), indent=2, ensure_ascii=False)
+        return json.dumps(catalogue.to_dict(tree, item), indent=2, ensure_ascii=False)
+    return catalogue.steps_text(tree, item) if steps else catalogue.describe(item)

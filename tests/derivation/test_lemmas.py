@@ -9,6 +9,7 @@ import sympy
 
 from elbotree.derivation import lemmas
 from elbotree.derivation import notation as nt
+from elbotree.derivation.tree import convolution_cost
 from elbotree.derivation.verify import VerificationError
 
 
@@ -59,4 +60,11 @@ def test_wrong_minimiser_is_caught(monkeypatch) -> None:
 
 def test_costs() -> None:
     m, t, N = nt.m1, nt.t, nt.modes
-    assert lemmas.convolution_cost() == m * t * N**t * sympy.log(N)
+    assert convolution_cost() == m * t * N**t * sympy.log(N) / sympy.log(2)
+    assert convolution_cost(sympy.Integer(3), sympy.Integer(2), sympy.Integer(8)).doit().equals(3 * 64 * 6)
+
+
+def test_a_wrong_cost_fails(monkeypatch) -> None:
+    monkeypatch.setattr(lemmas, "convolution_cost", lambda m, t, N: m * N**t * sympy.log(N))
+    with pytest.raises(VerificationError, match=r"Fact 3\.3, the cost of one axis .* does not hold"):
+        lemmas.lemma("Fact 3.3").verify()

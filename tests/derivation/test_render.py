@@ -51,7 +51,8 @@ def test_describe_names_rule_place_law_and_cost() -> None:
     assert "paper      (8), second term" in text
     assert "joint law  of c_j with b, through which f is pushed forward: t + 1 dimensions" in text
     assert "on the paper's grid it is one more: t + 2" in text
-    assert "cost       N^(t + 1) m1 m2" in text
+    assert "cost       N^(t + 1) m1 m2, with N modes in each dimension" in text
+    assert "N^(t + 2) log2(N) m1 m2 (t + 2), with N bins in each dimension of the paper's grid (Fact 3.3)" in text
     assert "none (moments of y at most)" in derive().describe("U1")
     assert "   = (S1 + S2)/(2 σ₂²)" in derive().describe("R3")
 
@@ -96,6 +97,8 @@ def test_json() -> None:
     assert node["factor"] == "1/(2*sigma2**2)"
     assert form["nodes"][8]["law"]["dimension"] == "2*t + 1"
     assert len(form["steps"]) == 19
+    assert node["cost"] == str(derive()["R3"].cost)
+    assert form["minimisers"][0]["name"] == "B2*"
     assert [part["name"] for part in form["gradient"]][:2] == ["dL/dB", "dL/dmu2"]
 
 
@@ -133,16 +136,21 @@ def test_proof_names_lemmas_preconditions_and_errata() -> None:
 
 
 def test_the_page_is_well_formed_and_complete() -> None:
-    from xml.dom import minidom
+    from elbotree.derivation.gradient import minimisers
 
     tree = derive()
     page = tree.proof_html()
     assert page.startswith("<!DOCTYPE html>")
     assert "http" not in page.replace("http://www.w3.org/1998/Math/MathML", "")  # nothing is fetched
-    strict = page.replace("<!DOCTYPE html>", "").replace('<meta charset="utf-8">', "").replace("<br>", "<br/>")
-    document = minidom.parseString(strict)
-    sections = [part.getAttribute("id") for part in document.getElementsByTagName("section") if part.getAttribute("id")]
-    assert sections == list(tree.names)
-    lines = document.getElementsByTagName("code")
-    assert [line.firstChild.data for line in lines] == [step.rule for step in tree.steps()]
-    assert len(document.getElementsByTagName("math")) == len(tree) + len(tree.steps()) + len(tree.gradient)
+    document = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
+    sections = [part.get("id") for part in document.iter("section")]
+    assert sections == ["lemmas", *tree.names, "gradient", "minimisers", "rules"]
+    anchors = {link.get("href") for link in document.iter("a")}
+    assert anchors == {f"#{name}" for name in sections}
+    lines = list(tree.steps()) + [step for node in tree.gradient for step in node.steps]
+    assert [line.text for line in document.iter("code")] == [step.rule for step in lines]
+    formulae = [part for part in document.iter() if part.tag.endswith("}math")]
+    best = minimisers(tree)
+    statistics = sum(len(item.where) for item in best)
+    assert len(formulae) == len(tree) + len(lines) + len(tree.gradient) + 2 * len(best) + statistics + 1
+    assert all("".join(part.itertext()).strip() for part in formulae)

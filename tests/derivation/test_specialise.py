@@ -58,13 +58,43 @@ def test_dimensions_before_are_the_papers() -> None:
     assert [int(two[name].dimensions[0]) for name in ("R1", "T2", "T3", "U2")] == [3, 3, 5, 1]  # t + 1, t + 1, 2t + 1
 
 
-def test_operations_before_and_after() -> None:
-    before, after = specialise(TREE, "relu", "normal")["T3"].operations
-    assert before == nt.m1 * nt.m2**2 * nt.modes**3
-    assert after == nt.m1 * nt.m2**2 * nt.modes
-    before, after = specialise(TREE, "identity", "normal")["U3"].operations
-    assert before == nt.m1 * nt.modes
-    assert after.subs(nt.modes, 10**6) == after  # no bins
+m1, m2, n2, N = nt.m1, nt.m2, nt.n2, nt.modes
+# psi, family, leaf -> operations before and after
+OPERATIONS = {
+    ("relu", "normal", "T3"): (m1 * m2**2 * N**3, m1 * m2**2 * N),
+    ("relu", "normal", "S1"): (m1 * m2 * N**2, m2),
+    ("relu", "normal", "T2"): (m1 * m2 * N**2, m1 * m2 * N),
+    ("relu", "normal", "U1"): (m1 * n2, m1 * n2),
+    ("relu", "normal", "U3"): (m1 * N, m1 * N),
+    ("relu", "normal", "R2"): (0, 0),
+    ("relu", "tilted", "T3"): (m1 * m2**2 * N**3, m1 * m2**2 * N**3),
+    ("identity", "normal", "T3"): (m1 * m2**2 * N**3, m1 * m2**2 * n2),
+    ("identity", "normal", "U2"): (m1 * N, m1 * n2),
+    ("identity", "normal", "U3"): (m1 * N, m1 * n2),
+    ("identity", "bernoulli", "T3"): (m1 * m2**2 * N**3, m1 * m2**2 * N**2),
+    ("relu", "normal_scale", "T3"): (m1 * m2**2 * N**5, m1 * m2**2 * N),
+    ("relu", "normal_scale", "S1"): (m1 * m2 * N**3, m1 * m2 * N**2),
+    ("zero", "normal", "U2"): (m1 * N, 0),
+    ("zero", "normal", "U3"): (m1 * N, 0),
+}
+
+
+@pytest.mark.parametrize(("psi", "family", "leaf"), sorted(OPERATIONS))
+def test_operations_before_and_after(psi: str, family: str, leaf: str) -> None:
+    assert specialise(TREE, psi, family)[leaf].operations == OPERATIONS[psi, family, leaf]
+
+
+def test_all_leaves_together() -> None:
+    found = specialise(TREE, "relu", "normal")
+    assert found.dimensions == (3, 2)  # R1 against a prior without a closed form
+    assert found.operations[0] == 2 * N * m1 + 3 * N**2 * m1 * m2 + N**3 * m1 * m2**2 + m1 * n2
+    for psi, family in DIMENSIONS:
+        before, after = (
+            formula.subs({m1: 16, m2: 16, n2: 16, N: 32}) for formula in specialise(TREE, psi, family).operations
+        )
+        assert after <= before
+    assert "all leaves\n  dimensions 3 -> 2\n" in str(found)
+    assert "for m1 = 16, m2 = 16, n2 = 16, N = 32: 1.4e+08 -> 4" in str(found)
 
 
 def test_the_account_is_printed() -> None:

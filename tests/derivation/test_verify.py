@@ -41,7 +41,29 @@ def test_tree_verifies_and_says_what_was_checked() -> None:
 
 
 def test_every_line_of_the_proof_verifies() -> None:
-    assert len(verify_steps(derive()).checked) == len(derive().steps()) == 19
+    checked = verify_steps(derive()).checked
+    assert len(derive().steps()) == 19
+    assert len(checked) == 19 + sum(len(node.steps) - 1 for node in derive().gradient)
+    assert len(set(checked)) == len(checked)
+
+
+def test_a_wrong_line_of_the_gradient_is_caught() -> None:
+    tree = derive()
+    node = tree.gradient["dL/dB"]
+    wrong = dataclasses.replace(node.steps[3], after=2 * node.steps[3].after)
+    altered_node = dataclasses.replace(node, steps=(*node.steps[:3], wrong))
+    altered_tree = Altered(tree.nodes, ())
+    object.__setattr__(altered_tree, "_gradient", Gradient((altered_node,)))
+    with pytest.raises(VerificationError, match="step 4, sums_apart in dL/dB does not hold"):
+        verify_steps(altered_tree)
+
+
+class Altered(LossTree):
+    """A tree whose gradient is another than its own."""
+
+    @property
+    def gradient(self) -> Gradient:
+        return self._gradient
 
 
 def altered(name: str, change) -> LossTree:

@@ -175,6 +175,52 @@ def test_derive_in_other_notations(style: str, start: str) -> None:
     assert printed.count("T3") + printed.count("T_3") > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("dL/dB", "dL/dB = B_ij/σ₂² E[V_j(c_j)]"),
+        ("b2*", "B2* = M (D + G)⁻¹"),
+        ("sigma2*^2", "sigma2*^2 = (S1 + S2)/n₂"),
+        ("P2j*", "P2j* = E[Q′_j(·; c_j)]"),
+        ("normal variance*", "normal variance* = E[s_j(c_j)²]"),
+        ("L*", "L* = R1 + n₂/2 log("),
+        ("lemma  3.4", "Lemma 3.4.  "),
+    ],
+)
+def test_derive_prints_every_item_alone(name: str, start: str) -> None:
+    printed = run("derive", "--node", name)
+    assert printed.stdout.startswith(start), printed.output
+    assert json.loads(run("derive", "--node", name, "--format", "json").stdout)["name"].lower() == " ".join(
+        name.lower().split()
+    )
+
+
+def test_derive_prints_the_proof_line_by_line() -> None:
+    whole = run("derive", "--steps").stdout
+    assert whole == f"{et.derive().proof_text()}\n"
+    assert "\n  1  kl_of_products:  KL(prod_j Q_j || prod_j P_j) -> sum_j KL(Q_j || P_j)\n" in whole
+    lines = run("derive", "--steps", "--node", "T2").stdout.splitlines()
+    assert lines[0].startswith("S2 = E[|f − μ₂ − Σ_j s_j(c_j) b_j|²]")
+    assert lines[1] == "  1  expand_squared_norm:  |a + v|^2 -> |a|^2 + 2 <a, v> + |v|^2"
+    assert lines[-1].endswith("− 2 Σ_j E[⟨f − μ₂, b_j⟩ s_j(c_j)]")
+    one_line_error(run("derive", "--steps", "--node", "B2*"), 1, "B2. is not made by steps of its own")
+    one_line_error(run("derive", "--steps", "--format", "dot"), 1, "no lines of a proof")
+
+
+def test_derive_writes_the_page() -> None:
+    assert run("derive", "--format", "html").stdout == et.derive().proof_html()
+    one_line_error(run("derive", "--node", "T2", "--format", "html"), 1, "draws the whole tree")
+
+
+def test_derive_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
+    from elbotree.derivation import lemmas
+    from elbotree.derivation.verify import Report
+
+    monkeypatch.setattr(lemmas, "verify_all", lambda: Report(("Lemma 2.1, one", "L = R1 + R2 + R3")))
+    assert run("derive", "--verify").stdout.startswith("2 identities hold exactly:\n  Lemma 2.1")
+    one_line_error(run("derive", "--verify", "--node", "T2"), 1, "--verify checks the whole derivation")
+
+
 def test_derive_as_json() -> None:
     whole = json.loads(run("derive", "--format", "json").stdout)
     assert [node["name"] for node in whole["nodes"]] == list(NAMES)
@@ -182,7 +228,7 @@ def test_derive_as_json() -> None:
 
 
 def test_derive_refuses_an_unknown_node_and_a_picture_of_one() -> None:
-    one_line_error(run("derive", "--node", "T4"), 1, "T4: the loss tree has no such node; its nodes are L, R1")
+    one_line_error(run("derive", "--node", "T4"), 1, "no 'T4' in the derivation; there are L, R1")
     one_line_error(run("derive", "--node", "T2", "--format", "dot"), 1, "draws the whole tree")
 
 
