@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -161,7 +161,7 @@ class Psi:
         """sup |psi'| over the branches: oo across jumps, poles and unbounded slopes, None when sympy cannot say."""
         if self.jumps or self.poles or self.domain != (-sp.oo, sp.oo):
             return sp.oo
-        bounds = [_patiently(lambda branch=branch: _slope(branch)) for branch in self.branches]
+        bounds = [_patiently(partial(_slope, branch)) for branch in self.branches]
         known = [bound for bound in bounds if bound is not None]
         return max(known, key=float) if len(known) == len(bounds) else None
 

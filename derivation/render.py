@@ -90,11 +90,6 @@ def law_text(law: JointLaw) -> str:
     return words
 
 
-def cost_text(node: Node) -> str:
-    """A node's cost as a formula, m2^2 N^(2 t + 1) and so on."""
-    return _plain(node.cost)
-
-
 def _plain(expr: Expr) -> str:
     return str(expr).replace("**", "^").replace("*", " ")
 

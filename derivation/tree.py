@@ -446,5 +446,15 @@ def _nodes(
     for name in NODE_NAMES:
         children, factor = opened.get(name, ((), sympy.Integer(1)))
         place, erratum = PLACES[name]
-        prices = costs[name], grid_costs[name]
-        yield Node(name, expressions[name], made_by[name], place, erratum, laws[name], *prices, children, factor)
+        yield Node(
+            name,
+            expressions[name],
+            made_by[name],
+            place,
+            erratum,
+            laws[name],
+            costs[name],
+            grid_costs[name],
+            children,
+            factor,
+        )

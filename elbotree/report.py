@@ -198,7 +198,7 @@ def _tree(tree: LossTree, kernels: Kernels, values: Values) -> Markup:
     keyboard and screen reader without any script."""
 
     def node(name: str) -> Markup:
-        part, term, share, cost = tree[name], values[name], values.share(name), cost_text(tree[name])
+        part, term, share, cost = tree[name], values[name], values.share(name), cost_text(tree[name].cost)
         head = tag("summary", tag("span", name, class_="name"), *_figures(term, share))
         formula = tag("div", Markup(tree.to_mathml(name)), class_="formula")
         facts = {
