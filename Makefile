@@ -11,9 +11,9 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
 SOURCES := elbotree derivation codegen runtime
-CHECKED := $(SOURCES) tests examples $(wildcard benchmarks)
+CHECKED := $(SOURCES) tests examples docs $(wildcard benchmarks)
 
-.PHONY: demo test browser check format bench mutate clean help
+.PHONY: demo test browser docs figures check format bench mutate clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -36,6 +36,14 @@ test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
 
 browser: $(VENV)/.installed-browser-test  ## test the report in a real browser (needs chromium and its driver)
 	$(BIN)/python -m pytest tests/browser -rs
+
+docs: $(VENV)/.installed-docs  ## build the documentation into build/site, and run its notebooks
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
+	$(BIN)/python -m pytest tests/docs
+	@echo "open build/site/index.html"
+
+figures: $(VENV)/.installed-docs  ## make the figures of the documentation anew
+	$(BIN)/python docs/figures.py
 
 check: $(VENV)/.installed-dev  ## formatter, linter, and types on a built tree
 	$(BIN)/ruff format --check $(CHECKED)

@@ -75,7 +75,7 @@ def of_chain(chain: Chain, check_samples: int | None, seed: int) -> list[ReadOut
     last, drift = chain.models[-1], chain.drift[-1]
     rows = dict(_widest(np.diag(last.covariance()), 2))
     if drift is not None:
-        rows.setdefault(f"coordinate {drift.unit + 1}", np.eye(last.n)[drift.unit])
+        rows.setdefault(_coordinate(drift.unit), np.eye(last.n)[drift.unit])
     drawn = None
     if check_samples is not None:
         drawn = chain.p1.sample(check_samples, np.random.default_rng(seed))
@@ -89,7 +89,11 @@ def of_chain(chain: Chain, check_samples: int | None, seed: int) -> list[ReadOut
 
 def _widest(variances: Array, count: int) -> list[tuple[str, Array]]:
     order = np.argsort(-variances, kind="stable")[:count]
-    return [(f"coordinate {i + 1}", np.eye(len(variances))[i]) for i in order]
+    return [(_coordinate(int(i)), np.eye(len(variances))[i]) for i in order]
+
+
+def _coordinate(i: int) -> str:
+    return f"coordinate {i}, counted from 0"
 
 
 def read_out(name: str, laws: Mapping[str, Joint], samples: Array | None) -> ReadOut:
