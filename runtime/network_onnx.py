@@ -319,6 +319,33 @@ def _divided(node: _Node) -> _Rows:
     return _times(_Node("Mul", node.place, [a, inverse], {}, node.program))
 
 
+def _step(psi: str, sign: float) -> Callable[[_Node], _Rows]:
+    """A comparison or a connective of conditions, 1 where it holds and 0 elsewhere: psi of one operand plus sign times the
+    other."""
+    combine = _sum(sign)
+
+    def rule(node: _Node) -> _Rows:
+        both = combine(node)
+        return _Rows(node.program.apply(psi, both.functions, node.place), both.shape)
+
+    return rule
+
+
+def _not(node: _Node) -> _Rows:
+    value = node.rows()
+    return _Rows(value.functions.scaled(-1.0) + 1.0, value.shape)
+
+
+def _where(node: _Node) -> _Rows:
+    """b + condition (a - b), with a condition that is 1 or 0."""
+    condition = node.rows()
+    a, b = (_spread(node, value, condition.shape) for value in node.inputs[1:3])
+    off = a - b
+    if not off.rows.any():
+        return _Rows(b + condition.functions.scaled(off.constants), condition.shape)
+    return _Rows(b + node.program.product(condition.functions, off, node.place), condition.shape)
+
+
 def _power(node: _Node) -> _Rows:
     exponent = node.constant(1)
     share = Fraction(float(exponent.ravel()[0])).limit_denominator(64) if exponent.size == 1 else None
@@ -449,6 +476,14 @@ _OPERATIONS: dict[str, str | Callable[[_Node], _Rows]] = {
     "Div": _divided,
     "Pow": _power,
     "Neg": "-b",
+    "Greater": _step("where(b > 0, 1, 0)", -1.0),
+    "GreaterOrEqual": _step("where(b >= 0, 1, 0)", -1.0),
+    "Less": _step("where(b < 0, 1, 0)", -1.0),
+    "LessOrEqual": _step("where(b <= 0, 1, 0)", -1.0),
+    "And": _step("where(b > 3/2, 1, 0)", 1.0),
+    "Or": _step("where(b > 1/2, 1, 0)", 1.0),
+    "Not": _not,
+    "Where": _where,
     "Relu": "relu",
     "LeakyRelu": _with("leaky_relu(b, {alpha})", alpha=0.01),
     "PRelu": _prelu,

@@ -550,6 +550,32 @@ def test_onnx_arithmetic_norms_and_constants(tmp_path: Path) -> None:
     np.testing.assert_allclose(plan(x), np.where(t > 0, t, g * t) / np.exp(n), atol=1e-9)
 
 
+def test_onnx_conditions(tmp_path: Path) -> None:
+    """Softplus as current exporters spell it, and a condition of conditions."""
+    W = np.random.default_rng(15).standard_normal((2, 3)) * 8
+    nodes = [
+        node("MatMul", "x W", "a"),
+        node("Greater", "a limit", "far"),
+        node("Softplus", "a", "soft"),
+        node("Where", "far a soft", "p"),
+        node("Less", "a low", "l"),
+        node("GreaterOrEqual", "a zero", "g"),
+        node("Or", "l g", "either"),
+        node("LessOrEqual", "a limit", "near"),
+        node("And", "either near", "in"),
+        node("Not", "in", "out"),
+        node("Where", "out one p", "y"),
+    ]
+    weights = {"W": W, "limit": 5.0, "low": -2.0, "zero": 0.0, "one": 1.0}
+    plan = plan_network(onnx_file(tmp_path / "net.onnx", nodes, weights, ["N", 2]))
+    x = np.random.default_rng(16).standard_normal((200, 2))
+    a = x @ W
+    p = np.where(a > 5, a, np.logaddexp(0, a))
+    inside = ((a < -2) | (a >= 0)) & (a <= 5)
+    assert 0.2 < inside.mean() < 0.8
+    np.testing.assert_allclose(plan(x), np.where(inside, p, 1.0), atol=1e-11)
+
+
 def test_onnx_nodes_that_cannot_be_read_are_listed_all_at_once(tmp_path: Path) -> None:
     nodes = [
         node("Conv", "x W", "a", name="stem"),
