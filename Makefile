@@ -37,10 +37,10 @@ test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
 browser: $(VENV)/.installed-browser-test  ## test the report in a real browser (needs chromium and its driver)
 	$(BIN)/python -m pytest tests/browser -rs
 
-docs: $(VENV)/.installed-docs  ## build the documentation into build/site, and run its notebooks
-	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
+docs: $(VENV)/.installed-docs  ## build the documentation into docs/_build, and run its notebooks
+	$(BIN)/sphinx-build -q -E -W --keep-going -b html docs docs/_build
 	$(BIN)/python -m pytest tests/docs
-	@echo "open build/site/index.html"
+	@echo "open docs/_build/index.html"
 
 figures: $(VENV)/.installed-docs  ## make the figures of the documentation anew
 	$(BIN)/python docs/figures.py
@@ -64,5 +64,5 @@ mutate: $(VENV)/.installed-test  ## break each rule, family and lowering in turn
 	$(BIN)/python -m tests.mutations
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) build dist $(OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build $(OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,6 +31,7 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Array": "Array"}
 exclude_patterns = ["_build", "figures.py"]
 nitpicky = False
 
@@ -73,30 +74,45 @@ class Stated(SphinxDirective):
         quote = nodes.block_quote("", nodes.paragraph("", found.statement))
         if not found.erratum:
             return [quote]
-        return [quote, nodes.paragraph("", "", nodes.emphasis("", "Errata. "), nodes.Text(f"{found.erratum}."))]
+        return [
+            quote,
+            nodes.paragraph(
+                "", "", nodes.emphasis("", "Errata. "), nodes.Text(f"{found.erratum[0].upper()}{found.erratum[1:]}.")
+            ),
+        ]
 
 
 def docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """The project's docstrings are prose with indented tables of arguments; both are shown as they are written."""
     out: list[str] = []
-    indented = False
+    indented = example = False
     for line in lines:
-        starts = line[:1] in " \t" and bool(line.strip())
+        if not line.strip():
+            example = False
+            out.append(line)
+            continue
+        example = example or line.startswith(">>>")
+        # a table's rows are indented, or name, at least two spaces, what it is
+        starts = not example and (line[0] in " \t" or re.match(r"\S.* {2,}\S", line) is not None)
         if starts and not indented:
             out += ["", "::", ""]
-        if line.strip():
-            if indented and not starts:
-                out.append("")
-            indented = starts
-        if starts:
-            out.append("    " + line)
-        elif line.startswith(">>>") or not line.strip():
-            out.append(line)
-        else:
-            # | and * are norms and products in these docstrings, _ ends names; none of them is markup
-            pieces = re.split(r"(`[^`]+`)", re.sub(r"(`[^`]+`)(?=\w)", r"\1 ", line))
-            out.append("".join(p if p.startswith("`") else re.sub(r"([|*_\\])", r"\\\1", p) for p in pieces))
+        elif indented and not starts:
+            out.append("")
+        indented = starts
+        out.append("    " + line if starts else line if example else _escaped(line))
     lines[:] = out
+
+
+def _escaped(line: str) -> str:
+    """A line of prose: | and * are norms and products in these docstrings and _ ends names, none of them is markup; what
+    stands between backquotes is code, a plural s after it is not."""
+    pieces = re.split(r"(`[^`]+`)", line)
+    for at, piece in enumerate(pieces):
+        if at % 2 == 0:
+            pieces[at] = re.sub(r"([|*_\\])", r"\\\1", piece)
+            if at and pieces[at][:1].isalnum():
+                pieces[at] = "\\ " + pieces[at]
+    return "".join(pieces)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

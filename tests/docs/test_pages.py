@@ -2,7 +2,7 @@
 
 Of each page, in order and in a folder of its own: `python` blocks share one namespace; `console` blocks are command lines
 after `$`, run through the command line's own entry; a `text` block after one of them is what it prints, where `...` stands for
-anything (numbers that depend on the machine). `sh` blocks may only install the project, or name targets of the Makefile;
+anything, and times, errors, and digits beyond the fourth may differ. `sh` blocks may only install the project, or name targets of the Makefile;
 `json` blocks must be JSON, and a problem where they say so. Pages that need an extra are skipped where it is missing.
 """
 
@@ -35,7 +35,15 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return [(language.strip(), content) for language, content in found if not language.startswith("{")]
 
 
+def settled(text: str) -> str:
+    """Without what differs between machines and versions: times, the digits of errors, digits beyond the fifth."""
+    text = re.sub(r"\b\d+(\.\d+)? m?s\b", "TIME", text)
+    text = re.sub(r"\b\d\.\de-\d\d\b", "ERROR", text)
+    return re.sub(r"-?\d+\.\d{4,}(e-?\d+)?", lambda found: f"{float(found[0]):.4g}", text)
+
+
 def agree(printed: str, expected: str) -> bool:
+    printed, expected = settled(printed), settled(expected)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     return doctest.OutputChecker().check_output(expected, printed, flags)
 
