@@ -483,7 +483,7 @@ class Line:
         order = np.argsort(x)
         log_value, error = np.empty(len(x)), np.empty(len(x))
         nodes = 0
-        slack = min(max(math.log(tol / 3e-14), 0.5), 8.0)
+        slack = min(max(math.log(tol / 3e-14), 0.5), 5.0)
         start = 0
         while start < len(order):
             x0 = float(x[order[start]])
