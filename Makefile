@@ -2,6 +2,7 @@
 # environment in $(VENV); choose the interpreter with `make demo PYTHON=python3.12`.
 
 PYTHON ?= python3
+PYTHONS ?= python3.11 python3.12 python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -13,7 +14,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := elbotree derivation codegen runtime
 CHECKED := $(SOURCES) tests examples docs $(wildcard benchmarks)
 
-.PHONY: demo test browser docs figures check format bench mutate clean help
+.PHONY: demo test browser docs pages package figures check format bench mutate clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -39,8 +40,14 @@ browser: $(VENV)/.installed-browser-test  ## test the report in a real browser (
 
 docs: $(VENV)/.installed-docs  ## build the documentation into docs/_build, and run its notebooks
 	$(BIN)/sphinx-build -q -E -W --keep-going -b html docs docs/_build
-	$(BIN)/python -m pytest tests/docs
+	$(BIN)/python -m pytest tests/docs/test_notebooks.py
 	@echo "open docs/_build/index.html"
+
+pages: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the code on the pages of the documentation
+	$(BIN)/python -m pytest tests/docs/test_pages.py
+
+package: $(VENV)/.installed-package  ## build wheel and sdist, and try both on every Python of PYTHONS that is here
+	$(BIN)/python -m tests.package --pythons $(PYTHONS)
 
 figures: $(VENV)/.installed-docs  ## make the figures of the documentation anew
 	$(BIN)/python docs/figures.py

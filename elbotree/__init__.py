@@ -12,6 +12,7 @@ costs milliseconds and loads neither numpy nor sympy.
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,9 @@ _HOMES = {
     "write_report": "elbotree.report",
 }
 
+#: old public name -> new one. The old name goes on working for one minor version, with a DeprecationWarning.
+_RENAMED: dict[str, str] = {}
+
 __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "derive",
     "generate",
@@ -160,6 +164,10 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
 
 def __getattr__(name: str) -> Any:
     """Import the module behind a public name, and keep the name for the next time."""
+    if name in _RENAMED:
+        message = f"elbotree.{name} is now elbotree.{_RENAMED[name]}; the old name goes with the next minor version"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _HOMES:
         raise AttributeError(f"module 'elbotree' has no attribute {name!r}; its public names are {', '.join(__all__)}")
     home = _HOMES[name]

@@ -46,3 +46,13 @@ def test_the_runtime_alone_loads_no_sympy() -> None:
         [sys.executable, "-c", code + "print('sympy' in sys.modules)"], check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("folder", ["runtime", "derivation", "codegen", "elbotree"])
+def test_the_library_prints_nothing(folder: str) -> None:
+    """Results are returned and news goes through `logging`; the command line alone speaks, through click."""
+    for path in sorted((ROOT / folder).glob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        spoken = [ast.unparse(call.func) for call in calls]
+        said = {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"} & set(spoken)
+        assert not said or (path.name == "cli.py" and "print" not in said), f"{path} says things itself: {said}"

@@ -1,9 +1,10 @@
 """Every code block of the documentation runs.
 
 Of each page, in order and in a folder of its own: `python` blocks share one namespace; `console` blocks are command lines
-after `$`, run through the command line's own entry; a `text` block after one of them is what it prints, where `...` stands for
-anything, and times, errors, and digits beyond the fourth may differ. `sh` blocks may only install the project, or name targets of the Makefile;
-`json` blocks must be JSON, and a problem where they say so. Pages that need an extra are skipped where it is missing.
+after `$`, run through the command line's own entry; a `text` block after one of them is what it prints, where `...` stands
+for anything, and times, errors, and digits beyond the fourth may differ. `sh` blocks may only install the project, or name
+targets of the Makefile; `json` blocks must be JSON, and a problem where they say so. Pages that need an extra are skipped
+where it is missing.
 """
 
 from __future__ import annotations

@@ -47,6 +47,13 @@ def test_every_public_name_is_there_and_an_unknown_one_is_refused() -> None:
         _ = et.evaluat
 
 
+def test_a_renamed_name_works_and_warns_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(et._RENAMED, "assess", "evaluate")
+    with pytest.warns(DeprecationWarning, match="elbotree.assess is now elbotree.evaluate") as caught:
+        assert et.assess is et.evaluate
+    assert caught[0].filename == __file__
+
+
 def test_evaluate_agrees_with_sampling(form: dict[str, Any]) -> None:
     values = et.evaluate(et.Problem.from_dict(form), tol=1e-7, check_samples=20_000)
     leaves = [values[name] for name in ("R1", "S1", "T2", "T3", "U1", "U2", "U3")]
