@@ -83,7 +83,8 @@ _OF = click.option(
 
 @click.group(cls=_Verbs, context_settings=_CONTEXT)
 @click.version_option(package_name="elbotree", message="%(prog)s %(version)s")
-def main() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Tell on standard error what long work is doing.")
+def main(verbose: bool) -> None:
     """Learn variational auto-encoders for a network's activations, without sampling.
 
     \b
@@ -91,6 +92,11 @@ def main() -> None:
     elbotree kernels --psi relu --family bernoulli     print numpy kernels made from it
     elbotree evaluate problem.json --tol 1e-8          its twelve terms, each with an error
     """
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        logging.getLogger("elbotree").setLevel(logging.INFO)
 
 
 @main.command()

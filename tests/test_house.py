@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,20 @@ def test_the_library_prints_nothing(folder: str) -> None:
         spoken = [ast.unparse(call.func) for call in calls]
         said = {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"} & set(spoken)
         assert not said or (path.name == "cli.py" and "print" not in said), f"{path} says things itself: {said}"
+
+
+def test_the_map_of_the_house_names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for named in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
+        assert (ROOT / named).is_file(), f"CONTRIBUTING.md names {named}"
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(re.findall(r"`make (\w+)`", text)) <= set(targets)
+
+
+def test_the_workflow_and_the_hooks_run_targets_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for file in (".github/workflows/ci.yml", ".pre-commit-config.yaml", ".ci/run"):
+        run = set(re.findall(r"\bmake (\w+)", re.sub(r"#.*", "", (ROOT / file).read_text(encoding="utf-8"))))
+        run -= {"git", "python3"}  # words after `make` in a list of packages
+        assert run
+        assert run <= targets, f"{file} runs {run - targets}"
