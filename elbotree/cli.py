@@ -88,6 +88,7 @@ def main(verbose: bool) -> None:
     """Learn variational auto-encoders for a network's activations, without sampling.
 
     \b
+    elbotree example > problem.json                    a small problem to try the verbs on
     elbotree derive                                    print the derived loss as a tree
     elbotree kernels --psi relu --family bernoulli     print numpy kernels made from it
     elbotree evaluate problem.json --tol 1e-8          its twelve terms, each with an error
@@ -99,7 +100,7 @@ def main(verbose: bool) -> None:
         logging.getLogger("elbotree").setLevel(logging.INFO)
 
 
-@main.command()
+@main.command(short_help="Print the derived loss as a tree, with formulas.")
 @click.option(
     "--node",
     metavar="NAME",
@@ -150,7 +151,7 @@ def derive(node: str | None, steps: bool, verify: bool, style: str) -> None:
         _print(text)
 
 
-@main.command()
+@main.command(short_help="Print numpy kernels for a psi and families.")
 @click.option("--psi", default="relu", show_default=True, help="A nonlinearity by name, or an expression in b.")
 @click.option(
     "--family",
@@ -207,17 +208,17 @@ def evaluate(
 ) -> None:
     """Evaluate all twelve terms of the loss of PROBLEM, each with an estimate of its error.
 
-    PROBLEM is a JSON file, or the folder of a fit.
+    PROBLEM is a JSON file, the folder of a fit, or - for JSON on standard input.
 
     \b
     elbotree evaluate problem.json --tol 1e-8 --format json
     elbotree evaluate problem.json --check-samples 200000
     """
     import elbotree
-    from elbotree.fitting import load_problem
+    from elbotree.sources import problem_at
 
     with _progress("evaluating the loss tree"):
-        values = elbotree.evaluate(load_problem(problem), tol, method, check_samples, eps, seed)
+        values = elbotree.evaluate(problem_at(problem), tol, method, check_samples, eps, seed)
     _print_values(values, style)
 
 
@@ -452,11 +453,12 @@ def tail(
     elbotree tail problem.json --row 1,0 --above 2.5 --check-samples 20000
     """
     import elbotree
-    from elbotree.sources import law_of, one_layer, read_source
+    from elbotree.sources import check_row, law_of, one_layer, read_source
 
     v, points = _numbers(row, "--row"), _numbers(above, "--above")
     found_in = read_source(source)
     model, layers = law_of(found_in, which)
+    check_row(v, model, layers)
     law = elbotree.joint(one_layer(layers), model, v) if layers else model.marginal(v)
     found = law.tail(points, tol=tol)
     columns = {

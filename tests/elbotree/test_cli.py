@@ -489,6 +489,32 @@ def test_a_network_needs_an_input(place: Path, monkeypatch: pytest.MonkeyPatch, 
     one_line_error(run("fit", "network.onnx", "--input", wrong), 1, "bernouli")
 
 
+def test_a_problem_may_come_through_a_pipe(problem_file: Path) -> None:
+    def piped(text: str, *arguments: str) -> Result:
+        return CliRunner().invoke(main, list(arguments), input=text)
+
+    text = problem_file.read_text()
+    given = json.loads(piped(text, "evaluate", "-", "--tol", "1e-4", "--format", "json").stdout)["terms"]
+    known = json.loads(run("evaluate", problem_file, "--tol", "1e-4", "--format", "json").stdout)["terms"]
+    assert given == known
+    assert len(piped(text, "sample", "-", "-n", "3").stdout.splitlines()) == 3
+    one_line_error(piped("{", "evaluate", "-"), 1, "standard input.*not JSON")
+    one_line_error(piped(text.replace('"relu"', '"rellu"'), "evaluate", "-"), 1, "standard input: .*relu")
+
+
+def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    one_line_error(run("sample", tmp_path), 1, "is a folder without cfg.json")
+    layer = et.Layer(np.eye(1), [1.0], [1.0], "tanh")
+    et.fit_network([layer], et.FeatureModel([[1.0]], [et.Normal(0.0, 1.0)], 0.5)).save(tmp_path / "chain")
+    one_line_error(run("evaluate", tmp_path / "chain"), 1, "is the folder of a chain")
+
+
+def test_tail_counts_the_numbers_of_a_row(problem_file: Path) -> None:
+    one_line_error(
+        run("tail", problem_file, "--row", "1,0,0", "--above", "3"), 1, "--row has 3 numbers; .* has 2 coordinates"
+    )
+
+
 def test_tail_names_the_option_that_holds_no_number(problem_file: Path) -> None:
     one_line_error(run("tail", problem_file, "--row", "1,x", "--above", "3"), 1, "--row holds 'x'")
 
