@@ -61,6 +61,25 @@ class Described(SphinxDirective):
         return [block]
 
 
+class Help(SphinxDirective):
+    """```{verb} evaluate``` shows what `elbotree evaluate --help` prints."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        import click
+
+        from elbotree.cli import main
+
+        name = self.arguments[0]
+        command = main.commands[name]
+        context = click.Context(command, info_name=f"elbotree {name}", max_content_width=90, terminal_width=90)
+        text = command.get_help(context)
+        block = nodes.literal_block(text, text)
+        block["language"] = "none"
+        return [block]
+
+
 class Stated(SphinxDirective):
     """```{lemma} Lemma 2.1``` shows a lemma's corrected statement, and how it differs from the paper's print."""
 
@@ -119,5 +138,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("formula", Formula)
     app.add_directive("described", Described)
     app.add_directive("lemma", Stated)
+    app.add_directive("verb", Help)
     app.connect("autodoc-process-docstring", docstring)
     return {"parallel_read_safe": True}

@@ -21,6 +21,7 @@ from sklearn.decomposition import PCA, FastICA
 from sklearn.neural_network import MLPClassifier
 
 import elbotree as et
+from elbotree import report_laws
 from elbotree.charts import grey_picture, signed_picture
 from elbotree.html import Markup, tag
 from elbotree.report import Page
@@ -166,6 +167,7 @@ def main() -> None:
         intro=[intro],
         pictures=pictures(fit.model, pca),
         sections=[("Images drawn from the fitted model", drawn_digits(fit.model, pca, 12))],
+        read_outs=report_laws.of_problem(fit.problem, 200_000, 0),
     )
     say(f"report: {et.write_report(options.out / 'report.html', page)}")
 

@@ -138,3 +138,8 @@ def test_every_picture_is_there_and_has_a_text_alternative() -> None:
         for words, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).is_file(), f"{page.name} shows {target}"
             assert len(words) > 20
+
+
+def test_the_page_of_the_command_line_has_every_verb() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```\{verb\} (\w+)$", page, flags=re.MULTILINE) == list(main.commands)
