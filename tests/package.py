@@ -51,7 +51,7 @@ def build(out: Path) -> list[Path]:
     before = time.time()
     run(sys.executable, "-m", "build", "--outdir", out.resolve(), ROOT, cwd=ROOT)
     made = [path for path in sorted(out.iterdir()) if path.stat().st_mtime >= before - 1]
-    assert [path.suffix for path in made] == [".gz", ".whl"], made
+    assert sorted(path.suffix for path in made) == [".gz", ".whl"], made
     return made
 
 
@@ -77,8 +77,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for what is built")
     parser.add_argument("--pythons", nargs="+", default=list(DEFAULT), help="interpreters to try")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["sdist", "wheel"], choices=["sdist", "wheel"], help="which to try"
+    )
     options = parser.parse_args()
-    packages, failed, tried = build(options.out), 0, 0
+    kinds = {"sdist": ".gz", "wheel": ".whl"}
+    wanted = [kinds[kind] for kind in options.kinds]
+    packages, failed, tried = [path for path in build(options.out) if path.suffix in wanted], 0, 0
     for python in options.pythons:
         found = version(python)
         if found is None:
