@@ -633,7 +633,18 @@ def _print_values(values: Values, style: str) -> None:
     elif style == "plain" or not sys.stdout.isatty():
         _print(str(values))
     else:
-        _console().print(_rich_table(values))
+        _print_whole(_rich_table(values))
+
+
+def _print_whole(table: Table) -> None:
+    """Print a table at its own width: where the terminal is narrower it wraps lines, rather than to lose digits."""
+    from rich.console import Console
+
+    console = _console()
+    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    if needed > console.width:
+        console = Console(width=needed, highlight=False)
+    console.print(table, soft_wrap=False, crop=False, overflow="ignore", no_wrap=True)
 
 
 def _rich_table(values: Values) -> Table:
@@ -664,7 +675,7 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str)
             drawn.add_column(cell, justify="left" if position == 0 else "right", no_wrap=True)
         for row in rows:
             drawn.add_row(*row)
-        _console().print(drawn)
+        _print_whole(drawn)
         return
     widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
     for first, *others in [head, *rows]:

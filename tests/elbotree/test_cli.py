@@ -105,24 +105,42 @@ def test_json_stands_alone_on_standard_output(verb: str, place: Path, monkeypatc
     assert result.stderr == ""
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize("colours", [True, False])
-def test_colour_on_a_terminal_and_none_with_no_color(colours: bool, problem_file: Path) -> None:
+def on_a_terminal(*arguments: object, **more: str) -> str:
+    """What a terminal shows of a command (standard error is no terminal)."""
     import pty
 
     ours, theirs = pty.openpty()
-    environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
-    environment |= {"TERM": "xterm-256color", "COLUMNS": "120"} | ({} if colours else {"NO_COLOR": "1"})
-    command = [sys.executable, "-m", "elbotree", "evaluate", str(problem_file), "--tol", "1e-2"]
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    command = [sys.executable, "-m", "elbotree", *map(str, arguments)]
+    environment = kept | {"TERM": "xterm-256color", "COLUMNS": "120"} | more
     done = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment)
     os.close(theirs)
     seen = b""
     with contextlib.suppress(OSError):  # Linux says "input/output error" where the other end is closed
         while piece := os.read(ours, 4096):
             seen += piece
-    assert done.communicate()[1] == b""  # standard error is no terminal here: no progress
-    assert b"\x1b[2m" in seen  # dim is no colour
-    assert (re.search(rb"\x1b\[[0-9;]*3[0-9]", seen) is not None) == colours
+    assert done.communicate()[1] == b""  # so there is no progress
+    return seen.decode()
+
+
+needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+
+
+@needs_pty
+@pytest.mark.parametrize("colours", [True, False])
+def test_colour_on_a_terminal_and_none_with_no_color(colours: bool, problem_file: Path) -> None:
+    seen = on_a_terminal("evaluate", problem_file, "--tol", "1e-2", **({} if colours else {"NO_COLOR": "1"}))
+    assert "\x1b[2m" in seen  # dim is no colour
+    assert (re.search(r"\x1b\[[0-9;]*3[0-9]", seen) is not None) == colours
+
+
+@needs_pty
+def test_a_narrow_terminal_loses_no_digits(problem_file: Path) -> None:
+    seen = on_a_terminal("evaluate", problem_file, "--tol", "1e-4", "--check-samples", "1000", COLUMNS="60")
+    values = et.evaluate(et.Problem.load(problem_file), tol=1e-4, check_samples=1000)
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", seen)
+    assert "…" not in bare
+    assert all(f"{term.value:.10g}" in bare and f"{term.check:.6g}" in bare for term in values.values())
 
 
 def test_a_reader_that_stops_early_is_no_error(problem_file: Path) -> None:
