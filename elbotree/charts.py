@@ -25,7 +25,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 480.0, 300.0, 66.0, 12.0, 26.0, 
 @dataclass(frozen=True)
 class Line:
     """A curve through (x, y); points whose y is not finite (or not positive, on a log axis) are left out. `look`, 0 to 3, is a
-    colour with its own dashes."""
+    colour with its own dashes; 4 is a faint line, for limits."""
 
     label: str
     x: Sequence[float]

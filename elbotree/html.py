@@ -139,7 +139,9 @@ svg.chart { width: 100%; height: auto; max-width: 36rem; font: 14px system-ui, s
 svg text { fill: var(--soft); } svg .rule { stroke: var(--rule); } svg .line { fill: none; stroke-width: 2; }
 svg .s0 { stroke: var(--mark); } svg .s1 { stroke: var(--second); } svg .s2 { stroke: var(--third); }
 svg .s3 { stroke: var(--fourth); } svg .line.s1 { stroke-dasharray: 7 4; } svg .line.s2 { stroke-dasharray: 2 3; }
-svg .line.s3 { stroke-dasharray: 9 3 2 3; } svg rect { fill-opacity: .3; stroke: none; }
+svg .line.s3 { stroke-dasharray: 9 3 2 3; }
+svg .s4 { stroke: var(--soft); } svg .line.s4 { stroke-width: 1; stroke-dasharray: 1 4; }
+svg rect { fill-opacity: .3; stroke: none; }
 svg rect.s0, svg circle.s0 { fill: var(--mark); } svg rect.s1, svg circle.s1 { fill: var(--second); }
 svg rect.s2, svg circle.s2 { fill: var(--third); } svg rect.s3, svg circle.s3 { fill: var(--fourth); }
 svg rect.s0, svg rect.s1, svg rect.s2, svg rect.s3 { stroke: none; }

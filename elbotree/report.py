@@ -338,12 +338,12 @@ def _drift(chain: Chain) -> list[Markup]:
     if not measured:
         return [tag("p", "Drift was not measured: give check_samples to fit_network.")]
     layers = [layer for layer, _ in measured]
-    limit = TRUSTED["wasserstein"]
     series = [
         Line("Wasserstein-1 of the worst coordinate", layers, [d.wasserstein for _, d in measured]),
-        Line("mean", layers, [d.mean for _, d in measured], 1),
-        Line("covariance, relative", layers, [d.covariance for _, d in measured], 2),
-        Line("limit of trust", layers, [limit] * len(layers), 3),
+        Line("its average over coordinates", layers, [sum(d.units) / len(d.units) for _, d in measured], 1),
+        Line("mean", layers, [d.mean for _, d in measured], 2),
+        Line("covariance, relative", layers, [d.covariance for _, d in measured], 3),
+        Line("limit of trust", layers, [TRUSTED["wasserstein"]] * len(layers), 4),
     ]
     last = measured[-1][1]
     drawn = chart(
@@ -353,26 +353,37 @@ def _drift(chain: Chain) -> list[Markup]:
         y_label="standard deviations, or relative",
         said=f"Against {last.samples} samples of the network. At the last layer: {last}.",
     )
-    return [drawn]
+    known = [(layer, d.excess) for layer, d in measured if d.excess is not None]
+    excess = chart(
+        [Line("excess", [layer for layer, _ in known], [nats for _, nats in known])],
+        title="Excess",
+        x_label="layer",
+        y_label="nats a row",
+        said="Cross-entropy of the samples under a normal law with the model's mean and covariance, above their own.",
+    )
+    return [tag("div", drawn, excess, class_="charts")]
 
 
 def _losses(chain: Chain) -> list[Markup]:
     known = [(i + 1.0, loss) for i, loss in enumerate(chain.losses) if loss is not None]
     layers = [layer for layer, _ in known]
+    seen = [(layer, loss.cross_entropy) for layer, loss in known if loss.cross_entropy is not None]
+    against = Line("against samples of the network", [layer for layer, _ in seen], [nats for _, nats in seen], 1)
     drawn = chart(
-        [Line("L", layers, [loss.value for _, loss in known])],
+        [Line("L", layers, [loss.value for _, loss in known]), *([against] if seen else [])],
         title="Loss",
         x_label="layer",
         y_label="L in nats",
         said=f"L of the {len(known)} layers whose model was trained, each against the model before it.",
     )
-    head = ["layer", "L", "error", "gap to the best Gaussian", "iterations"]
+    head = ["layer", "L", "error", "gap to the best Gaussian", "against samples", "iterations"]
     rows = [
         [
             f"{at:.0f}",
             f"{loss.value:.6g}",
             f"{loss.error:.1e}",
             "" if loss.gap is None else f"{loss.gap:+.4g}",
+            "" if loss.cross_entropy is None else f"{loss.cross_entropy:.6g}",
             str(loss.iterations),
         ]
         for at, loss in known

@@ -186,13 +186,27 @@ def test_a_node_opens_and_closes_by_keyboard(browser: Any, fitted: Path) -> None
         assert (node.get_attribute("open") is not None) == expected
 
 
+def spoken(browser: Any) -> list[tuple[str, str]]:
+    """(role, name) of everything in the accessibility tree, once the browser has made it (it does so when it has time)."""
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.execute_cdp_cmd("Accessibility.enable", {})
+
+    def made(_: Any) -> list[tuple[str, str]]:
+        tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        told = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in tree if not n.get("ignored")]
+        return told if any(role == "main" for role, _ in told) else []
+
+    return WebDriverWait(browser, 30, ignored_exceptions=[WebDriverException]).until(made)
+
+
 @pytest.mark.parametrize("which", ["fitted", "chained"])
 def test_a_screen_reader_finds_headings_landmarks_and_words_for_every_picture(
     browser: Any, request: pytest.FixtureRequest, which: str
 ) -> None:
     show(browser, request.getfixturevalue(which))
-    tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    told = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in tree if not n.get("ignored")]
+    told = spoken(browser)
     roles = {role for role, _ in told}
     assert {"main", "navigation", "heading", "region", "list", "listitem"} <= roles
     unnamed = [

@@ -195,9 +195,11 @@ def test_the_losses_of_trained_layers_are_shown() -> None:
 
     layer = et.Layer(np.eye(1), [1.0], [1.0], "tanh")
     chain = et.fit_network([layer], et.FeatureModel([[1.0]], [et.Normal(0.0, 1.0)], 0.5))
-    text = ChainPage("c", replace(chain, losses=(Loss(1.25, 1e-5, -0.5, None, 7),))).render()
+    text = ChainPage("c", replace(chain, losses=(Loss(1.25, 1e-5, -0.5, 1.75, 7),))).render()
     assert "gap to the best Gaussian" in text
     assert "1.25" in text
+    assert "1.75" in text
+    assert "against samples of the network" in text
     assert "-0.5" in text
 
 
