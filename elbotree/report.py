@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from elbotree import report_laws
 from elbotree.charts import Line, chart, signed_picture
-from elbotree.codegen import Kernels
+from elbotree.codegen import Kernels, generate
 from elbotree.derivation import LossTree, derive
 from elbotree.derivation.render import combination_text, cost_text, law_text
 from elbotree.evaluation import evaluate, kernels_for
@@ -91,6 +91,7 @@ class ChainPage:
             sections.insert(1, ("Loss of each layer", _losses(chain)))
         if self.read_outs:
             sections.append(("Laws and tails of the last layer", report_laws.section(self.read_outs)))
+        sections.append(("The loss of one layer", [_tree(derive(), _chain_kernels(chain), None)]))
         facts = {
             "network": f"{len(chain.layers)} layers from {chain.layers[0].n1} to {chain.layers[-1].n2} coordinates",
             "input": f"{chain.p1.m} features, noise {chain.p1.noise_std:.4g}",
@@ -193,13 +194,16 @@ def _summary(problem: Problem, values: Values) -> Markup:
     )
 
 
-def _tree(tree: LossTree, kernels: Kernels, values: Values) -> Markup:
+def _tree(tree: LossTree, kernels: Kernels, values: Values | None) -> Markup:
     """A nested list, one <details> a node: the list shows the tree's shape, and browsers open and close <details> by
-    keyboard and screen reader without any script."""
+    keyboard and screen reader without any script. Without values it shows what each term is."""
 
     def node(name: str) -> Markup:
-        part, term, share, cost = tree[name], values[name], values.share(name), cost_text(tree[name].cost)
-        head = tag("summary", tag("span", name, class_="name"), *_figures(term, share))
+        part, cost = tree[name], cost_text(tree[name].cost)
+        figures = [tag("span", f" {part.place}", class_="number soft")]
+        if values is not None:
+            figures = _figures(values[name], values.share(name))
+        head = tag("summary", tag("span", name, class_="name"), *figures)
         formula = tag("div", Markup(tree.to_mathml(name)), class_="formula")
         facts = {
             "made of": combination_text(part) if part.children else "",
@@ -208,7 +212,7 @@ def _tree(tree: LossTree, kernels: Kernels, values: Values) -> Markup:
             "errata": part.erratum,
             "joint law": law_text(part.law),
             "cost": f"{cost}, N bins or modes in each dimension" if "N" in cost else cost,
-            "time": seconds_text(term.seconds),
+            "time": "" if values is None else seconds_text(values[name].seconds),
         }
         kernel = tag("code", inspect.getsource(kernels[name]).rstrip())
         source = tag(
@@ -221,8 +225,9 @@ def _tree(tree: LossTree, kernels: Kernels, values: Values) -> Markup:
         children = tag("ul", *(node(child) for child in part.children)) if part.children else None
         return tag("li", opened, children)
 
-    hint = "Each term opens to its formula, rule, place in the paper, kernel and cost. Bars and percentages are shares of L."
-    return join([tag("p", hint, class_="soft"), tag("ul", node(tree.names[0]), class_="tree")])
+    hint = "Each term opens to its formula, rule, place in the paper, kernel and cost."
+    more = "" if values is None else " Bars and percentages are shares of L."
+    return join([tag("p", hint + more, class_="soft"), tag("ul", node(tree.names[0]), class_="tree")])
 
 
 def _figures(term: Term, share: float | None) -> list[Markup]:
@@ -330,6 +335,12 @@ def prior_text(prior: Prior) -> str:
 
 
 # ------------------------------------------------------------------ chains
+
+
+def _chain_kernels(chain: Chain) -> Kernels:
+    """The kernels of the chain's first nonlinearity, with the posteriors that its training uses."""
+    bent = [layer for layer in chain.layers if layer.w.any()]
+    return generate(bent[0].psi if bent else "identity", "tilted")
 
 
 def _drift(chain: Chain) -> list[Markup]:

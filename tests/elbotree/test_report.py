@@ -182,6 +182,9 @@ def test_the_page_of_a_chain_shows_drift_layers_and_laws(tmp_path: Path) -> None
     words = "".join(reader.words)
     assert all(str(drift) in words for drift in chain.drift)
     assert "Wasserstein-1" in words
+    assert {str(a["id"]) for a in reader.named("details") if a.get("id")} >= {f"term-{name}" for name in NAMES}
+    assert len(reader.named("math")) == 12
+    assert "def T3(" in words
     assert len([a for a in reader.named("svg") if a.get("role") == "img"]) >= 3
     unmeasured = ChainPage("c", et.fit_network(layers, p1)).render()
     assert "Drift was not measured" in unmeasured
