@@ -101,14 +101,33 @@ def read_out(name: str, laws: Mapping[str, Joint], samples: Array | None) -> Rea
     note says why."""
     main = next(iter(laws.values()))
     try:
-        low, high = float(main.quantile(OUTSIDE, 1e-4).value), float(main.isf(OUTSIDE, 1e-4).value)
-        edges = np.linspace(low, high, BINS + 1)
-        x = np.linspace(float(main.isf(0.5, 1e-4).value), float(main.isf(DEEPEST, 1e-4).value), TAIL_POINTS)
+        edges = np.linspace(_point(main, 1 - OUTSIDE), _point(main, OUTSIDE), BINS + 1)
+        x = np.linspace(_point(main, 0.5), _point(main, DEEPEST), TAIL_POINTS)
         densities = {label: -np.diff(law.tail(edges, _TOL).value) / np.diff(edges) for label, law in laws.items()}
         tails = {label: law.tail(x, 1e-4).value for label, law in laws.items()}
     except ElbotreeError as error:
         return ReadOut(name, note=str(error))
     return ReadOut(name, edges, densities, x, tails, samples)
+
+
+def _point(law: Joint, p: float) -> float:
+    """x with P(S > x) = p, roughly; where the law has an atom there (a relu that no noise is added to), a point just below
+    the atom, found by bisection: P(S > x) is above p at it, and not above at the atom itself."""
+    try:
+        found = law.isf(p, 1e-4) if p <= 0.5 else law.quantile(1 - p, 1e-4)
+        return float(found.value)
+    except ElbotreeError:
+        mean = float(law.moment(1, 1e-6).value)
+        std = float(law.moment(2, 1e-6).value - mean**2) ** 0.5
+    low, high = mean - std, mean + std
+    while law.tail(low, _TOL).value <= p:
+        low -= 2 * (high - low)
+    while law.tail(high, _TOL).value > p:
+        high += 2 * (high - low)
+    while high - low > 1e-3 * std:
+        middle = (low + high) / 2
+        low, high = (middle, high) if law.tail(middle, _TOL).value > p else (low, middle)
+    return low
 
 
 def interval(counts: Array, total: int, z: float = 2.0) -> tuple[Array, Array]:

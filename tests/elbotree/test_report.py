@@ -155,6 +155,22 @@ def test_read_outs_bins_and_tails_are_those_of_the_law() -> None:
     assert int(re.findall(r"band in (\d+) of 40 bins", shifted)[0]) < 20
 
 
+def test_a_unit_that_is_off_half_the_time_is_drawn_with_its_atom() -> None:
+    """relu(b), b ~ N(0, 1), written to a coordinate of its own: half the mass stands at 0."""
+    layer = et.Layer(np.eye(2, 1), [0.0, 1.0], [1.0, 0.0], "relu")
+    law = et.joint(layer, et.FeatureModel([[0.0]], [et.Normal(0.0, 1.0)], 1.0), [0.0, 1.0])
+    rows = np.maximum(np.random.default_rng(0).normal(size=20_000), 0.0)
+    one = read_out("unit", {"law": law}, rows)
+    assert one.note == ""
+    width = one.edges[1] - one.edges[0]
+    assert -width < one.edges[0] < 0
+    expected = 0.5 + width * np.exp(0) / np.sqrt(2 * np.pi)
+    assert one.densities["law"][0] * width == pytest.approx(expected, abs=0.02)
+    assert one.tails["law"][-1] == pytest.approx(1e-15, rel=1e-2)
+    text = "".join(report_laws.section([one]))
+    assert int(re.findall(r"band in (\d+) of 40 bins", text)[0]) >= 33
+
+
 def test_a_law_without_noise_says_why_it_is_not_drawn() -> None:
     law = et.FeatureModel([[1.0]], [et.Bernoulli(0.5)], 0.0).marginal([1.0])
     one = read_out("x", {"law": law}, None)
