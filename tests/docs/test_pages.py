@@ -143,3 +143,8 @@ def test_every_picture_is_there_and_has_a_text_alternative() -> None:
 def test_the_page_of_the_command_line_has_every_verb() -> None:
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     assert re.findall(r"^```\{verb\} (\w+)$", page, flags=re.MULTILINE) == list(main.commands)
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    listed = re.findall(r"elbotree\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(set(et.__all__) - {"__version__"})
