@@ -28,6 +28,7 @@ ComplexArray = NDArray[np.complex128]
 
 PADS = (0.0, 0.5, 1.2)
 _MAX_SAMPLES = 1 << 17
+_FEW = 64  # modes with which no other padding is tried
 # eight-point Lagrange interpolation at the midpoint: how well a function's samples predict the sample between two
 _MIDPOINT = np.array([-5, 49, -245, 1225, 1225, -245, 49, -5]) / 2048
 
@@ -151,6 +152,11 @@ class Spectrum:
         coefficients = np.concatenate([self.raw[P:0:-1].conj(), self.raw[: P + 1]])
         return Series(coefficients, float(tails[P]) + unresolved, self.largest)
 
+    def cost(self, sigma: float, tol: float) -> tuple[float, int]:
+        """What to choose a period by: first how much is left out, where that is more than tol asks, then modes."""
+        made = self.cut(sigma, tol)
+        return max(made.dropped, 2 * tol), made.P
+
 
 def finite(name: str, g: Callable[..., Array], *c: Array) -> Array:
     """g(c), or an error that says where it is not finite."""
@@ -167,13 +173,11 @@ def finite(name: str, g: Callable[..., Array], *c: Array) -> Array:
 
 def best_spectrum(g: Callable[[Array], Array], lo: float, hi: float, sigma: float, tol: float, name: str) -> Spectrum:
     """The spectrum of g under the padding that needs the fewest modes for noise sigma, among those that reach tol."""
-    found = [Spectrum(g, Period(lo, hi, pad), tol, name) for pad in PADS]
-
-    def cost(spectrum: Spectrum) -> tuple[float, int]:
-        made = spectrum.cut(sigma, tol)
-        return max(made.dropped, 2 * tol), made.P
-
-    return min(found, key=cost)
+    plain = Spectrum(g, Period(lo, hi, PADS[0]), tol, name)
+    if plain.cost(sigma, tol) <= (2 * tol, _FEW):
+        return plain
+    found = [plain, *(Spectrum(g, Period(lo, hi, pad), tol, name) for pad in PADS[1:])]
+    return min(found, key=lambda spectrum: spectrum.cost(sigma, tol))
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,20 @@ class Coordinate:
     sigma: float  # standard deviation of the Gaussian noise in z
     tails: Tails  # of z
     shift: tuple[float, float]  # least and largest m(beta)
+    pieces: tuple[tuple[Tails, float], ...] = ()  # tails and means of the linear forms of y that c is one of, if it is
 
     def bounds(self, log_epsilon: float) -> tuple[float, float]:
-        """Where c lives: outside with probability below 2 exp(log_epsilon), where beta is inside its own range."""
+        """Where c lives: outside with probability below 2 exp(log_epsilon), where beta is inside its own range.
+
+        Two bounds, the better on each side: z and m(beta) at their ends at once, and the worst of the linear pieces.
+        """
         lo, hi = self.tails.bounds(log_epsilon)
-        return self.shift[0] + lo, self.shift[1] + hi
+        lo, hi = self.shift[0] + lo, self.shift[1] + hi
+        if self.pieces:
+            each = [(mean, tails.bounds(log_epsilon - np.log(len(self.pieces)))) for tails, mean in self.pieces]
+            lo = max(lo, min(mean + ends[0] for mean, ends in each))
+            hi = min(hi, max(mean + ends[1] for mean, ends in each))
+        return lo, hi
 
 
 @dataclass
@@ -134,24 +143,6 @@ class Frame:
         nonlinear = np.multiply.outer(a * X[1] + o * X[2] + Y[1] @ v, w)
         return np.asarray(constant + nonlinear + a * Y[0] + o * Y[1] + Z)
 
-    def make(self, vectors: bool) -> None:
-        """Walk the lattice now: for X, or for X and Y at once."""
-        if vectors:
-            self.f  # noqa: B018
-        else:
-            self.X  # noqa: B018
-
-    def made(self, vectors: bool) -> bool:
-        """Whether `make` has nothing left to do."""
-        return ("f" if vectors else "X") in self.__dict__
-
-    @property
-    def bytes(self) -> int:
-        """Memory that the sums made so far take."""
-        kept = [self.__dict__.get(name) for name in ("X", "_first", "_second", "f")]
-        arrays = [a for part in kept if part is not None for a in (part if isinstance(part, tuple) else (part,))]
-        return int(sum(a.nbytes for a in arrays))
-
 
 @dataclass(frozen=True)
 class Term:
@@ -175,22 +166,3 @@ class Term:
         """E[g F], F = (f, 1), and the error of its last entry."""
         value, error = self.value()
         return np.append(self.vector(self.frame.f), value), error
-
-
-class PairModes:
-    """The modes of a pair's frame: (p, q) with q >= 0, one of each (n, -n), as a box with a choice of entries.
-
-    Grown when a function asks for modes that are not there yet.
-    """
-
-    def __init__(self, P: int, R: int, chosen: NDArray[np.bool_]) -> None:
-        self.P, self.R, self.chosen = P, R, chosen
-
-    def modes(self) -> NDArray[np.int64]:
-        p, q = np.nonzero(self.chosen)
-        return np.stack([p - self.P, q], axis=1).astype(np.int64)
-
-    def grown(self, P: int, R: int) -> NDArray[np.bool_]:
-        """The choice as part of a box of at least (P, R)."""
-        more_p, more_q = max(0, P - self.P), max(0, R - self.R)
-        return np.pad(self.chosen, ((more_p, more_p), (0, more_q)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,20 @@ class OutputLaw:
         self.affine = self._affine_map()
         # f itself where f is affine in y, otherwise y: what lattices run over
         self.lattice_law = self.y if self.affine is None else self.y.mapped(*self.affine)
+        self._p1 = p1
+        self._tails: dict[tuple[bool, bytes], Tails] = {}
+
+    def at(self, tol: float) -> OutputLaw:
+        """The same law for another tolerance; bounds on tails, which know none, are shared."""
+        other = OutputLaw(self.layer, self._p1, tol)
+        other._tails = self._tails
+        return other
+
+    def _tails_of(self, law: LinearLaw, v: Array) -> Tails:
+        key = law is self.y, v.tobytes()
+        if key not in self._tails:
+            self._tails[key] = Tails(law, v)
+        return self._tails[key]
 
     # ------------------------------------------------------------------ the law of b
 
@@ -220,7 +235,7 @@ class OutputLaw:
         center = float(row @ law.mean) + bias
         if self.affine is not None:
             sigma = float(np.sqrt(max(0.0, float(row @ law.noise @ row))))
-            return Coordinate(row, 0.0, 0.0, center, sigma, Tails(law, row), (center, center))
+            return Coordinate(row, 0.0, 0.0, center, sigma, self._tails_of(law, row), (center, center))
         theta = float(row @ law.noise @ self.u) / self._var_b if self._b_noisy else 0.0
         v, kappa = row - theta * self.u, float(row @ self.w)
         lo, hi, _ = self._b_range
@@ -229,4 +244,19 @@ class OutputLaw:
         beta = np.concatenate([np.linspace(lo, hi, 513), near[(near > lo) & (near < hi)]])
         shift = center + theta * beta + kappa * self._psi_at(self._bbar + beta)
         sigma = float(np.sqrt(max(0.0, float(v @ law.noise @ v))))
-        return Coordinate(v, theta, kappa, center, sigma, Tails(law, v), (float(shift.min()), float(shift.max())))
+        ends = float(shift.min()), float(shift.max())
+        return Coordinate(v, theta, kappa, center, sigma, self._tails_of(law, v), ends, self._pieces(row, bias))
+
+    def _pieces(self, row: Array, bias: float) -> tuple[tuple[Tails, float], ...]:
+        """The forms <row + kappa slope u, y> + constant that c is one of where psi is linear on pieces: their tails and
+        means; none for any other psi."""
+        out = []
+        lo, hi, _ = self._b_range
+        kappa = float(row @ self.w)
+        ends = [-np.inf, *self._psi.breaks, np.inf]
+        for (a, b), (slope, intercept) in zip(pairwise(ends), self._psi.pieces or (), strict=False):
+            if b > self._bbar + lo and a < self._bbar + hi:
+                v = row + kappa * slope * self.u
+                mean = float(v @ self.y.mean) + bias + kappa * (intercept + slope * self.layer.threshold)
+                out.append((self._tails_of(self.y, v), mean))
+        return tuple(out)

@@ -180,6 +180,12 @@ class Bernoulli(_Atomic):
     def atoms(self) -> tuple[Array, Array]:
         return self._sorted
 
+    def log_mgf(self, s: ArrayLike) -> Array:
+        s = np.asarray(s, dtype=np.float64)
+        below = np.expm1(-np.abs(s))  # counted from the larger of the two terms
+        with np.errstate(divide="ignore"):  # log 0 where an atom has no mass
+            return np.asarray(np.maximum(s, 0.0) + np.log1p(np.where(s > 0, 1 - self.p, self.p) * below))
+
     def parameters(self) -> Parameters:
         return {"p": self.p}
 

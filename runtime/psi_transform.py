@@ -97,7 +97,7 @@ class PsiTransform:
             from elbotree.runtime import lattice_loops
 
             out = np.empty((powers, len(center), 2 * self.modes + 1), dtype=np.complex128)
-            half, mid, slope, p0 = self._pieces.T.copy()
+            half, mid, slope, p0 = self.pieces.T.copy()
             lattice_loops.linear_base(
                 center, theta, alpha, half, mid, slope, p0, self.step, self.hi - self.lo, limits, out
             )
@@ -110,7 +110,7 @@ class PsiTransform:
         return np.stack([(phase * psi**power) @ F.T for power in range(powers)])
 
     @cached_property
-    def _pieces(self) -> Array:
+    def pieces(self) -> Array:
         """Half length, middle, slope and value at the middle of each linear piece inside the range, (pieces, 4)."""
         assert self.psi.pieces is not None
         ends = [self.lo, *self.breaks, self.hi]
@@ -129,7 +129,7 @@ class PsiTransform:
         """
         k = np.arange(-self.modes, self.modes + 1)
         out = np.zeros((powers, len(center), len(k)), dtype=np.complex128)
-        for h, mid, slope, p0 in self._pieces:
+        for h, mid, slope, p0 in self.pieces:
             p1 = slope * h
             turn = theta + alpha * slope
             j0, j1, j2 = _bessel_of_differences(h * turn, h * self.step * k, powers)

@@ -15,8 +15,11 @@ vector form Y, so that E[g f] costs no more dimensions; ranges come from Chernof
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +27,78 @@ from numpy.typing import NDArray
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, best_spectrum, finite, series_2d
-from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, PairModes, Term
+from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, Term
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.output_law import OutputLaw
+from elbotree.runtime.pairs import Pairs
 
 Array = NDArray[np.float64]
 
 _COMPILE_FROM = 100_000  # pairs times sources times digits cubed: n = 8 at tol 1e-4 is below, n = 8 at 1e-6 above
-_AT_ONCE = 64  # pairs whose lattices are walked together, in threads
-_KEPT_BYTES = 1 << 30  # frames of pairs are kept for the next expectation on the same pair up to this much memory
+_AT_ONCE = 64  # pairs that are walked between two looks at the memory that their sums take
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class _Lines:
+    """What lattices of pairs left to the functions' lines: line_j(c) = <e_j, F> (rows of `e`, `d` for the other functions),
+    E[g F] and E[h F] with their errors, and E[F F^T]."""
+
+    on: Array  # (a, b): 1 where a pair is on a lattice
+    e: Array
+    d: Array
+    rows_g: Estimate
+    rows_h: Estimate
+    FF: Array
+    FF_error: Array
+
+    def values(self) -> Array:
+        """<e_j, E[h_k F]> + <d_k, E[g_j F]> - e_j^T E[F F^T] d_k, (a, b)."""
+        return self.on * (self.e @ self.rows_h.value.T + self.rows_g.value @ self.d.T - self.e @ self.FF @ self.d.T)
+
+    def errors(self) -> Array:
+        """A bound on the error of each, (a, b)."""
+        e, d = np.abs(self.e), np.abs(self.d)
+        return self.on * (e @ self.rows_h.error.T + self.rows_g.error @ d.T + e @ self.FF_error @ d.T)
+
+    def error_of_sum(self, weights: Array) -> float:
+        """A bound on the error of sum_jk weights[j, k] values()[j, k]: lines of many pairs meet the same few numbers."""
+        w = weights * self.on
+        met = np.sum(np.abs(w.T @ self.e) * self.rows_h.error) + np.sum(np.abs(w @ self.d) * self.rows_g.error)
+        return float(met + np.sum(np.abs(self.e.T @ w @ self.d) * self.FF_error))
+
+
+@dataclass
+class _Products:
+    """E[g_j h_k] for pairs, with two kinds of error: tails may all have one sign, errors behave like independent ones."""
+
+    values: Array
+    tails: Array
+    errors: Array
+    symmetric: bool
+    lines: _Lines | None = None
+
+    def estimate(self) -> Estimate:
+        """All of them, each with the bound on its own error."""
+        if self.lines is None:
+            return Estimate(self.values, self.tails + self.errors)
+        return Estimate(self.values + self.lines.values(), self.tails + self.errors + self.lines.errors())
+
+    def sum(self, weights: Array) -> Estimate:
+        """sum_jk weights[j, k] E[g_j h_k]; its error takes three standard deviations of independent errors, or their plain
+        sum where that is less."""
+        apart = np.abs(weights) * self.errors
+        if self.symmetric:  # (j, k) and (k, j) are one number
+            apart = np.triu(apart + apart.T) - np.diag(np.diag(apart))
+        error = min(float(apart.sum()), float(3 * np.sqrt((apart**2).sum()))) + float((np.abs(weights) * self.tails).sum())
+        value = float((self.values * weights).sum())
+        if self.lines is not None:
+            value += float((self.lines.values() * weights).sum())
+            error += self.lines.error_of_sum(weights)
+        return Estimate.of(value, error)
 
 
 class SpectralExpectations:
@@ -65,23 +130,21 @@ class SpectralExpectations:
         self.output = OutputLaw(layer, p1, tol)
         self.encoder, self.tol = encoder, float(tol)
         self.pair_tol = float(tol if pair_tol is None else pair_tol)
-        self.gradient_tol, self._at_once = (
-            float(tol if gradient_tol is None else gradient_tol),
-            gradient_tol is not None,
-        )
+        self.gradient_tol = float(tol if gradient_tol is None else gradient_tol)
         self._threads = threads or os.cpu_count() or 1
         self.w = layer.w
         # compiled loops pay from a certain amount of work on; a rule by size, not by time, gives the same bits every time
         size = len(encoder) ** 2 * len(self.output.lattice_law.priors) * np.log10(1 / self.pair_tol) ** 3
         self._compiled = bool(size > (_COMPILE_FROM if gradient_tol is None else _COMPILE_FROM / 6))
+        self.pairs = Pairs(self.output, encoder, self._compiled, gradient_tol is not None)
         self._coordinates: dict[tuple[int, int], Coordinate] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
         self._paddings: dict[tuple[int, int, int, int], int] = {}
         self._singles: dict[int, Frame] = {}
-        self._pairs: dict[tuple[int, int], tuple[PairModes, Frame]] = {}
         self._spectra: dict[tuple[int, int], tuple[Integrand, Spectrum]] = {}
         self._sizes: dict[tuple[int, int], tuple[Integrand, float]] = {}
-        self._mean_pairs: dict[tuple[str, str], tuple[float, float, float]] = {}
+        self._mean_pairs: dict[tuple[str, str, int], tuple[float, float, float, float]] = {}
+        self._mean_level = 1
 
     @classmethod
     def for_problem(cls, problem: Problem, tol: float, gradient_tol: float | None = None) -> SpectralExpectations:
@@ -100,6 +163,12 @@ class SpectralExpectations:
             pair_tol=min(max(1e-14, 0.75 * share), 0.5),
             gradient_tol=gradient_tol,
         )
+
+    @cached_property
+    def _moments(self) -> tuple[Array, Array, float]:
+        """E f, E f f^T and their relative error: one lattice of one mode, so that it may as well be good."""
+        tol = max(1e-3 * self.tol, 1e-14)
+        return self.output.at(tol).f_moments if tol < self.tol else self.output.f_moments
 
     # ------------------------------------------------------------------ what needs no encoder
 
@@ -265,7 +334,7 @@ class SpectralExpectations:
     def _moment(self, g: Integrand, coefficients: tuple[float, ...]) -> tuple[float, float]:
         """E of a polynomial of degree <= 2 in c, from the first two moments of f."""
         g0, g1, g2 = (*coefficients, 0.0, 0.0, 0.0)[:3]
-        first, second, relative = self.output.f_moments
+        first, second, relative = self._moments
         row, bias = self._row(g)
         c1 = float(row @ first) + bias
         c2 = float(row @ second @ row) + 2 * bias * float(row @ first) + bias**2
@@ -288,7 +357,7 @@ class SpectralExpectations:
         """E[g_i(c) F], F = (f, 1), (len, n2 + 1)."""
         n = len(self.w)
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
-        first, second, relative = self.output.f_moments
+        first, second, relative = self._moments
         for i, g in enumerate(gs):
             weight = 1.0 if importance is None else float(importance[i] @ self.output.f_size)
             if weight == 0.0:
@@ -315,7 +384,7 @@ class SpectralExpectations:
         n = len(self.w)
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
         mu = np.zeros(n) if centre is None else centre
-        first, second, relative = self.output.f_moments
+        first, second, relative = self._moments
         for i, (g, v) in enumerate(zip(gs, along, strict=True)):
             if not np.any(v):
                 continue
@@ -346,139 +415,123 @@ class SpectralExpectations:
 
     # ------------------------------------------------------------------ expectations of pairs
 
-    def _expand_pair(self, g: Integrand, h: Integrand, tol: float) -> tuple[Axis, Axis, Series, Series, float]:
-        """Both functions on their axes, cut for the pair, and what their cuts add to E[g h]."""
-        c, d = self._pair_coordinate(g), self._pair_coordinate(h)
-        noise = self.output.lattice_law.noise
-        cross = float(c.v @ noise @ d.v)
-        size_g, size_h = max(1.0, self._largest(g, 0)), max(1.0, self._largest(h, 0))
-        a, s, tail_g = self._expand(g, _given(c.sigma, d.sigma, cross), tol / (4 * size_h))
-        b, r, tail_h = self._expand(h, _given(d.sigma, c.sigma, cross), tol / (4 * size_g))
-        left_out = (tail_g + s.dropped) * size_h + (tail_h + r.dropped) * size_g
-        return a, b, s, r, left_out + self.output.b_error * size_g * size_h
-
-    def _pair_coordinate(self, g: Integrand) -> Coordinate:
-        if len(g.uses) != 1:
-            raise UnsupportedError(
-                f"{g.label or 'a posterior mean'} of encoder[{g.feature}] depends on {len(g.uses)} encoder parameters, so that a "
-                "pair would need a lattice in more than 3 dimensions; the spectral method covers posterior means that "
-                "depend on one"
-            )
-        return self._coordinate(g.feature, g.uses[0])
-
-    def _pair_term(self, a: Axis, b: Axis, s: Series, r: Series, tail: float, tol: float) -> Term:
-        """The product of two series on the pair's frame.
-
-        A mode (p, q) matters by |ghat(p) hhat(q)| exp(-omega^T Q omega / 2), Q the covariance of the noise of (z_j, z_k). The
-        frame is made anew when it lacks modes that matter, so that other functions of the pair find it wide enough.
-        """
-        key = (id(a), id(b))
-        known = self._pairs.get(key)
-        P, R = (s.P, r.P) if known is None else (max(s.P, known[0].P), max(r.P, known[0].R))
-        chosen = np.zeros((2 * P + 1, R + 1), dtype=bool) if known is None else known[0].grown(P, R)
-        product = np.multiply.outer(s.grown(P), r.grown(R)[R:])
-        size = np.abs(product) * self._pair_gauss(a, b, P, R)
-        if known is None or float(size[~chosen].sum()) > tol / 4:
-            # where gradients come next, s' and others will want modes a little further out
-            wanted = tol / (40 if self._at_once else 4)
-            order = np.argsort(size, axis=None)
-            cut = int(np.searchsorted(np.cumsum(size.ravel()[order]), wanted))
-            chosen.ravel()[order[cut:]] = True
-            modes = PairModes(P, R, chosen)
-            known = (modes, self._frame([a, b], modes.modes()))
-            self._pairs.pop(key, None)  # the newest stand last
-            self._pairs[key] = known
-        product *= np.where((np.arange(-P, P + 1)[:, None] == 0) & (np.arange(R + 1)[None, :] == 0), 1.0, 2.0)
-        return Term(known[1], product[chosen], tail + float(size[~chosen].sum()))
-
-    def _pair_gauss(self, a: Axis, b: Axis, P: int, R: int) -> Array:
-        """exp(-omega^T Q omega / 2) on the box of modes, twice over where (p, q) stands for (-p, -q) too, 0 for the other."""
-        V = np.array([a.delta * a.coordinate.v, b.delta * b.coordinate.v])
-        Q = V @ self.output.lattice_law.noise @ V.T
-        p, q = np.arange(-P, P + 1)[:, None], np.arange(R + 1)[None, :]
-        gauss = np.exp(-0.5 * (Q[0, 0] * p**2 + Q[1, 1] * q**2 + 2 * Q[0, 1] * p * q))
-        return np.asarray(gauss * np.where((q > 0) | (p > 0), 2.0, np.where(p == 0, 1.0, 0.0)))
-
     def of_cc(self, gs: Sequence[Integrand], hs: Sequence[Integrand], *, weights: Array) -> Estimate:
         """sum_jk weights[j, k] E[g_j(c_j) h_k(c_k)]."""
-        return (self.moments_ss(gs, hs, weights=weights) * weights).sum()
+        return self._products(gs, hs, weights).sum(weights)
 
     def moments_ss(self, gs: Sequence[Integrand], hs: Sequence[Integrand], *, weights: Array | None = None) -> Estimate:
         """G = E[g_j(c_j) h_k(c_k)], (len(gs), len(hs)); weights only say how much each error matters, and without them G is
-        part of a gradient and meets its tolerance.
+        part of a gradient and meets its tolerance."""
+        return self._products(gs, hs, weights).estimate()
+
+    def _products(self, gs: Sequence[Integrand], hs: Sequence[Integrand], weights: Array | None) -> _Products:
+        """E[g_j(c_j) h_k(c_k)] for all pairs that the weights ask for.
 
         Pairs of posterior means (the integrands labelled s[j], of which an encoder has one each) are remembered, so that
         T3, the decoder's closed form and the gradient share them.
         """
         a, b = len(gs), len(hs)
-        values, errors = np.zeros((a, b)), np.zeros((a, b))
-        importance = np.ones((a, b)) if weights is None else np.abs(weights)
-        whole = self.gradient_tol if weights is None else self.pair_tol
         symmetric = gs is hs or [g.label for g in gs] == [h.label for h in hs] == [f"s[{g.feature}]" for g in gs]
+        out = _Products(np.zeros((a, b)), np.zeros((a, b)), np.zeros((a, b)), symmetric)
+        importance = np.ones((a, b)) if weights is None else np.abs(weights)
         if symmetric:
             importance = 0.5 * (importance + importance.T)
+        whole = self.gradient_tol if weights is None else self.pair_tol
+        # errors of pairs add like independent ones, three standard deviations of them; a sum of few adds them as they are
+        pairs = max(1, int(np.count_nonzero(np.triu(importance) if symmetric else importance)))
+        share = whole / min(float(pairs), 3 * pairs**0.5) / (2.0 if symmetric else 1.0)
         linear_g = [self._polynomial(g, 1) for g in gs]
         linear_h = linear_g if symmetric else [self._polynomial(h, 1) for h in hs]
         rows_g = self._linear_rows(gs, linear_h)
         rows_h = rows_g if symmetric else self._linear_rows(hs, linear_g)
-        waiting: list[tuple[int, int, float, Term]] = []
+        on_lattices: list[tuple[int, int, float]] = []
 
-        def record(j: int, k: int, tol: float, value: float, error: float) -> None:
+        def record(j: int, k: int, value: float, tail: float, error: float) -> None:
             for at in {(j, k), (k, j)} if symmetric else {(j, k)}:
-                values[at], errors[at] = value, error
-            if _both_means(gs[j], hs[k]):
-                self._mean_pairs[gs[j].label, hs[k].label] = (tol, value, error)
-
-        def settle() -> None:
-            self._make([term.frame for _, _, _, term in waiting])
-            for j, k, tol, term in waiting:
-                record(j, k, tol, *term.value())
-            waiting.clear()
+                out.values[at], out.tails[at], out.errors[at] = value, tail, error
 
         for j in range(a):
             for k in range(j if symmetric else 0, b):
                 if importance[j, k] == 0.0:
                     continue
                 g, h = gs[j], hs[k]
-                tol = min(whole / (importance[j, k] * a * b), 0.5)
-                known = self._mean_pairs.get((g.label, h.label)) if _both_means(g, h) else None
-                if known is not None and known[0] <= 1.0001 * tol:
-                    record(j, k, *known)
-                elif linear_h[k] is not None:
-                    record(j, k, tol, *self._with_linear(rows_g[j], h, linear_h[k]))
+                tol = min(share / importance[j, k], 0.5)
+                if linear_h[k] is not None:
+                    value, error = self._with_linear(rows_g[j], h, linear_h[k])
+                    record(j, k, value, error, 0.0)
                 elif linear_g[j] is not None:
-                    record(j, k, tol, *self._with_linear(rows_h[k], g, linear_g[j]))
+                    value, error = self._with_linear(rows_h[k], g, linear_g[j])
+                    record(j, k, value, error, 0.0)
+                elif g.feature == h.feature and g.uses == h.uses:
+                    value, error = self._term(_product(g, h), tol).value()
+                    record(j, k, value, error, 0.0)
                 else:
-                    waiting.append((j, k, tol, self._product_term(g, h, tol)))
-                    if len(waiting) == _AT_ONCE:
-                        settle()
-        settle()
-        return Estimate(values, errors)
+                    on_lattices.append((j, k, tol))
+        if on_lattices:
+            level = self.pairs.level(min(tol for _, _, tol in on_lattices))
+            means = all(_both_means(gs[j], hs[k]) for j, k, _ in on_lattices)
+            if means:
+                level = self._mean_level = max(level, self._mean_level)
+            out.lines = self._lines(gs, hs, on_lattices, level, importance if weights is None else weights)
 
-    def _make(self, frames: Sequence[Frame]) -> None:
-        """Walk the lattices of these frames, in threads where the loops are compiled (they hold no lock, and share no
-        sums: the bits do not depend on how many threads there are), and forget old frames that take too much memory."""
-        todo = list({id(frame): frame for frame in frames if not frame.made(self._at_once)}.values())
-        if todo:
-            todo[0].make(self._at_once)  # compiles the loops and fills the tables that the others share
-        if self._compiled and self._threads > 1 and len(todo) > 2:
-            with ThreadPoolExecutor(self._threads) as pool:
-                list(pool.map(lambda frame: frame.make(self._at_once), todo[1:]))
-        else:
-            for frame in todo[1:]:
-                frame.make(self._at_once)
-        while len(self._pairs) > 1 and sum(frame.bytes for _, frame in self._pairs.values()) > _KEPT_BYTES:
-            self._pairs.pop(next(iter(self._pairs)))
+            def walked(task: tuple[int, int, float]) -> tuple[float, float, float]:
+                j, k, tol = task
+                term = self.pairs.term(gs[j], hs[k], tol, level)
+                return term.value(), term.tail, term.error
 
-    def _product_term(self, g: Integrand, h: Integrand, tol: float) -> Term:
-        """E[g h] as a term: on the coordinate itself when both are functions of the same one, else on the pair's frame."""
-        if g.feature == h.feature and g.uses == h.uses:
-            product = Integrand(g.feature, g.uses, lambda *c: g.value(*c) * h.value(*c), None, f"{g.label} {h.label}")
-            return self._term(product, tol)
-        if (h.feature, h.uses) < (g.feature, g.uses):
-            g, h = h, g  # one frame a pair, whichever of the two comes first
-        a, b, s, r, tail = self._expand_pair(g, h, tol)
-        return self._pair_term(a, b, s, r, tail, tol)
+            waiting = []
+            for j, k, tol in on_lattices:
+                known = self._mean_pairs.get((gs[j].label, hs[k].label, level)) if means else None
+                if known is not None and known[0] <= 1.0001 * tol:
+                    record(j, k, *known[1:])
+                else:
+                    waiting.append((j, k, tol))
+            for batch, results in self._in_threads(walked, waiting):
+                for (j, k, tol), found in zip(batch, results, strict=True):
+                    record(j, k, *found)
+                    if means:
+                        self._mean_pairs[gs[j].label, hs[k].label, level] = (tol, *found)
+        return out
+
+    def _lines(
+        self, gs: Sequence[Integrand], hs: Sequence[Integrand], waiting: Sequence[tuple[int, int, float]], level: int, weights: Array
+    ) -> _Lines:
+        """The lines of the functions of these pairs, and what they are met with, to errors that the weights ask for."""
+        n = len(self.w)
+        on, e, d = np.zeros((len(gs), len(hs))), np.zeros((len(gs), n + 1)), np.zeros((len(hs), n + 1))
+        for j, k, _ in waiting:
+            on[j, k] = 1.0
+        same = gs is hs
+        if same:
+            on = np.maximum(on, on.T)
+        for j in np.nonzero(on.any(axis=1))[0]:
+            e[j] = self.pairs.line(gs[j], level)
+        for k in np.nonzero(on.any(axis=0))[0]:
+            d[k] = e[k] if same else self.pairs.line(hs[k], level)
+        # how much the rows E[g F] matter: by the lines that they are met with
+        wanted_g, wanted_h = np.abs((weights * on) @ d), np.abs((weights * on).T @ e)
+        if same:
+            wanted_g = wanted_h = wanted_g + wanted_h
+        rows_g = self._F_rows(gs, wanted_g[:, :n])
+        rows_h = rows_g if same else self._F_rows(hs, wanted_h[:, :n])
+        first, second, relative = self._moments
+        FF = np.block([[second, first[:, None]], [first[None, :], np.ones((1, 1))]])
+        size = np.append(self.output.f_size, 1.0)
+        return _Lines(on, e, d, rows_g, rows_h, FF, relative * np.multiply.outer(size, size))
+
+    def _in_threads(self, run: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Iterator[tuple[Sequence[_Task], list[_Result]]]:
+        """Run tasks on pairs, in threads where the loops are compiled (they hold no lock, and share no sums: the bits do not
+        depend on how many threads there are), and forget old sums that take too much memory."""
+        for start in range(0, len(tasks), _AT_ONCE):
+            batch = tasks[start : start + _AT_ONCE]
+            results = [run(batch[0])]  # compiles the loops and fills the tables that the others share
+            if self._compiled and self._threads > 1 and len(batch) > 2:
+                with ThreadPoolExecutor(self._threads) as pool:
+                    results += pool.map(run, batch[1:])
+            else:
+                results += [run(task) for task in batch[1:]]
+            self.pairs.forget()
+            yield batch, results
 
     def _linear_rows(self, gs: Sequence[Integrand], partners: Sequence[tuple[float, ...] | None]) -> list[Estimate]:
         """E[g F] for each g, where some partner is linear in its c (and so needs no lattice of the pair)."""
@@ -505,33 +558,57 @@ class SpectralExpectations:
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
         linear_g = [self._polynomial(g, 1) for g in gs]
         linear_h = [self._polynomial(h, 1) for h in hs]
-        scale = max(1.0, float(self.output.f_size.max(initial=0.0)))
-        # linear partners: sum_k W_ik (h0 + h1 c_k) = <e_i, F> in one go per row
-        functionals = np.array(
-            [np.zeros(n + 1) if c is None else self._linear_functional(h, c) for h, c in zip(hs, linear_h, strict=True)]
-        ).reshape(len(hs), n + 1)
+        # lines and linear partners: sum_k W_ik line_k(c_k) = <e_i, F> in one go per row
+        functionals = np.zeros((len(hs), n + 1))
+        for k, (h, c) in enumerate(zip(hs, linear_h, strict=True)):
+            if c is not None:
+                functionals[k] = self._linear_functional(h, c)
         combined = weights @ functionals
-        if any(c is not None for c in linear_h):
-            done = self._F_and_along(gs, combined)
-            values += done.value
-            errors += done.error
         size = np.append(self.output.f_size, 1.0)
+        scale = max(1.0, float(size.max()))
+        share = self.gradient_tol / (scale * min(float(len(hs)), 3 * len(hs) ** 0.5))
+        tails, spreads = np.zeros(len(gs)), np.zeros(len(gs))
+        waiting: list[tuple[int, int, float]] = []
         for i, g in enumerate(gs):
             for k, h in enumerate(hs):
-                if linear_h[k] is not None or weights[i, k] == 0.0:
+                weight = float(weights[i, k])
+                if linear_h[k] is not None or weight == 0.0:
                     continue
                 coefficients = linear_g[i]
+                tol = min(share / abs(weight), 0.5)
                 if coefficients is not None:
-                    functional = self._linear_functional(g, coefficients) * weights[i, k]
+                    functional = self._linear_functional(g, coefficients) * weight
                     done = self._F_and_along([h], functional[None, :])
                     values[i] += done.value[0]
                     errors[i] += done.error[0]
-                    continue
-                tol = min(self.gradient_tol / (abs(weights[i, k]) * scale * len(gs) * len(hs)), 0.5)
-                value, error = self._product_term(g, h, tol).F()
-                values[i] += weights[i, k] * value
-                errors[i] += abs(weights[i, k]) * error * size
-        return Estimate(values, errors)
+                elif g.feature == h.feature and g.uses == h.uses:
+                    value, error = self._term(_product(g, h), tol).F()
+                    values[i] += weight * value
+                    tails[i] += abs(weight) * error
+                else:
+                    waiting.append((i, k, tol))
+        if waiting:
+            pairs = self.pairs
+            level = pairs.level(min(tol for _, _, tol in waiting))
+            for i, k, _ in waiting:
+                combined[i] += weights[i, k] * pairs.line(hs[k], level)
+
+            def walked(task: tuple[int, int, float]) -> tuple[Array, float, float]:
+                i, k, tol = task
+                term = pairs.term(gs[i], hs[k], tol, level, (False, True))
+                return term.F(), term.tail, term.error
+
+            for batch, results in self._in_threads(walked, waiting):
+                for (i, k, _), (value, tail, error) in zip(batch, results, strict=True):
+                    weight = float(weights[i, k])
+                    values[i] += weight * value
+                    tails[i] += abs(weight) * tail
+                    spreads[i] += (3 * weight * error) ** 2
+        if np.any(combined):
+            done = self._F_and_along(gs, combined)
+            values += done.value
+            errors += done.error
+        return Estimate(values, errors + np.multiply.outer(tails + np.sqrt(spreads), size))
 
     def _F_and_along(self, gs: Sequence[Integrand], functionals: Array) -> Estimate:
         """E[g_i(c) <e_i, F> F] for functionals e_i in R^(n2+1)."""
@@ -558,13 +635,12 @@ def _holding(g: Callable[..., Array], which: int, at: float | None) -> Callable[
     return held
 
 
+def _product(g: Integrand, h: Integrand) -> Integrand:
+    """g h, both functions of the same parameters."""
+    return Integrand(g.feature, g.uses, lambda *c: g.value(*c) * h.value(*c), None, f"{g.label} {h.label}")
+
+
 def _both_means(g: Integrand, h: Integrand) -> bool:
     """Whether both are posterior means, which are remembered by their labels."""
     return g.label == f"s[{g.feature}]" and h.label == f"s[{h.feature}]"
 
-
-def _given(own: float, other: float, cross: float) -> float:
-    """Standard deviation of one Gaussian given another: their own ones and their covariance."""
-    if own == 0.0 or other == 0.0:
-        return own
-    return float(np.sqrt(max(0.0, own**2 - (cross / other) ** 2)))

@@ -1,0 +1,456 @@
+"""Lattice sums over two encoder parameters and b: where nearly all time of the loss and its gradient goes.
+
+For modes (p, q) of the pair (c_j, c_k) and frequencies k of b, with base_l from `PsiTransform`,
+
+    X_l(p, q) = sum_k base_l(p, q, k) exp(-omega^T Sigma omega / 2) prod_i phi_i(p A_i + q B_i + k b_i).
+
+Three things keep the sum small. Modes: only those whose coefficients times the Gaussian factor matter. Frequencies:
+each mode walks |k| only as far as its own weight asks. Sources: all that see (p, q) weakly are one polynomial
+(`weak_sources`), with the remainder of its Taylor series in the error bound; the others are multiplied one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elbotree.runtime.characteristic import LinearLaw
+from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.frames import ROUNDOFF, Axis
+from elbotree.runtime.psi_transform import PsiTransform
+from elbotree.runtime.weak_sources import ORDERS, WeakSources
+
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
+MAX_POINTS = 3e9  # lattice points times sources of one pair; beyond it the engine says so instead of starting
+_BLOCK = 200_000  # lattice points that the numpy walk holds at once
+# Modes turn independently of one another: what is left out of them adds up like independent errors, of which this many
+# standard deviations are counted.
+_SPREAD = 3.0
+_HIGHEST = 8  # degree of the merged polynomial: rounding grows as steps^degree
+_ATOMS, _TABLE, _DEGREE = 2.1, 18.0, 2.5  # nanoseconds that a point takes: an atom of a source, a table look-up, a degree of the polynomial
+
+# the monomials |p|^c |q|^d, c + d < ORDERS, by degree
+_C, _D = (np.array(x) for x in zip(*[(c, m - c) for m in range(ORDERS) for c in range(m + 1)], strict=True))
+_STARTS = np.array([m * (m + 1) // 2 for m in range(ORDERS)])
+_BINOMIAL = np.array([float(comb(c + d, c)) for c, d in zip(_C, _D, strict=True)])
+
+
+@lru_cache(maxsize=1024)
+def _differences(degree: int, start: int) -> Array:
+    """Row a: the a-th forward difference at `start` of the powers 0..degree, (degree + 1, degree + 1)."""
+    R = degree + 1
+    powers = np.vander(float(start) + np.arange(R), R, increasing=True)
+    return np.array([[(-1.0) ** (a - i) * comb(a, i) if i <= a else 0.0 for i in range(R)] for a in range(R)]) @ powers
+
+
+@lru_cache(maxsize=1024)
+def _steps(count: int, degree: int) -> Array:
+    """sum of binomial(i, d) over d <= degree, for i = 0..count - 1."""
+    return np.array([float(sum(comb(i, d) for d in range(degree + 1))) for i in range(count)])
+
+
+@lru_cache(maxsize=1024)
+def _amplification(first: int, shape: tuple[int, int]) -> Array:
+    """How much the steps from mode to mode amplify rounding, for each degree from 2 on and each mode of a box that begins at
+    p = first: a relative error of the difference of order d enters binomial(steps, d) times."""
+    count = max(abs(first), shape[0] + first) + shape[0]
+    p = np.abs(first + np.arange(shape[0]))
+    over = [np.add.outer(_steps(count, d)[p], _steps(shape[1], d)) for d in range(2, _HIGHEST + 1)]
+    return 1 + np.array(over) / 8
+
+
+@lru_cache(maxsize=16)
+def _exponents(m: int) -> tuple[Array, Array]:
+    """0..m, and the binomials of m."""
+    return np.arange(m + 1.0)[:, None], np.array([float(comb(m, a)) for a in range(m + 1)])[:, None]
+
+
+@lru_cache(maxsize=16)
+def _triangle(R: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All (a, b) with a + b <= R."""
+    a, b = np.nonzero(np.add.outer(np.arange(R + 1), np.arange(R + 1)) <= R)
+    return a, b
+
+
+def _loads(m: int, A: Array, B: Array) -> Array:
+    """binomial(m, a) A^a B^(m - a) for a = 0..m, (m + 1, len(A))."""
+    a, binomials = _exponents(m)
+    return np.asarray(binomials * A**a * B ** (m - a))
+
+
+class BLaw:
+    """What all pairs share: the law of y, psi against b, the Gaussian factor over b and the expansions of the sources."""
+
+    def __init__(self, law: LinearLaw, transform: PsiTransform | None, u: Array, w: Array, compiled: bool) -> None:
+        self.law, self.transform, self.u, self.w, self.compiled = law, transform, u, w, compiled
+        self.b_step, self.b_modes = np.zeros(len(w)), 0
+        if transform is not None:
+            # sheared lattices reach a little further than the noise in b itself
+            modes = transform.modes + transform.modes // 4 + 2
+            self.transform = PsiTransform(transform.psi, transform.bbar, transform.lo, transform.hi, modes, transform.tol)
+            self.b_step, self.b_modes = u * transform.step, modes
+        k = np.arange(-self.b_modes, self.b_modes + 1)
+        self.over_k: Array = np.exp(-0.5 * k**2 * float(self.b_step @ law.noise @ self.b_step))
+        self.norm = float(np.sqrt(np.sum(self.over_k**2)))  # sum_k |base phi| <= norm, since sum_k |base_0|^2 <= 1
+        beyond = self.over_k[self.b_modes :] ** 2
+        # sum over |k| > l of |base phi|, by Cauchy and Schwarz
+        self.tail: Array = np.sqrt(np.maximum(2 * (beyond[::-1].cumsum()[::-1] - beyond), 0.0))
+        self.unit = 2 * ROUNDOFF * self.norm
+        self.along = self.b_step @ law.loadings
+        self.weak = WeakSources(law, self.b_step, self.b_modes, self.over_k)
+        self.costs = np.array([_ATOMS * len(p.atoms[0]) if p.continuous_weight == 0.0 else _TABLE for p in law.priors])
+        self._by_monomial = _BINOMIAL[:, None] * np.where(self.weak.usable, self.weak.sizes[_C + _D], 0.0)
+        self._sides: dict[int, tuple[Axis, _Side]] = {}
+
+    def merge(self, A: Array, B: Array, weight: Array, first: int, budget: float) -> tuple[int, NDArray[np.bool_], Array]:
+        """Which sources to merge and into what degree, so that the remainder adds at most `budget` to a sum with these
+        absolute weights (rows, Q + 1), p from `first` on; and a bound on the remainder's exponent for each mode."""
+        exponents = np.arange(ORDERS)
+        p_powers = np.abs(first + np.arange(weight.shape[0])).astype(float)[:, None] ** exponents
+        q_powers = np.arange(weight.shape[1]).astype(float)[:, None] ** exponents
+        moments = self.norm * _SPREAD * np.sqrt((p_powers**2).T @ weight**2 @ q_powers**2)
+        parts = self._by_monomial * (np.abs(A) ** exponents[:, None])[_C] * (np.abs(B) ** exponents[:, None])[_D]
+        by_degree = np.add.reduceat(parts * moments[_C, _D][:, None], _STARTS, axis=0)
+        if not self.weak.usable.all():
+            by_degree[:, ~self.weak.usable & ((A != 0) | (B != 0))] = np.inf
+        beyond = by_degree[::-1].cumsum(axis=0)[::-1]  # beyond[m]: degrees m and up
+        # what each degree from 2, that of the noise, leaves out, with the geometric tail of what the table does not hold
+        left = beyond[3 : _HIGHEST + 2] + by_degree[-1]
+        order = np.argsort(left, axis=1)
+        fits = np.cumsum(np.take_along_axis(left, order, axis=1), axis=1) <= budget
+        costs = _DEGREE * np.arange(2, _HIGHEST + 1) + (self.costs[order] * ~fits).sum(axis=1)
+        rounding = np.sqrt(np.einsum("drq,rq->d", _amplification(first, weight.shape) ** 2, weight**2))
+        costs[1:][self.unit * rounding[1:] > 0.2 * budget] = np.inf
+        best = int(np.argmin(costs))
+        degree = best + 2
+        merged = np.zeros(len(A), dtype=bool)
+        merged[order[best][fits[best]]] = True
+        table = np.zeros((ORDERS, ORDERS))
+        high = _STARTS[degree + 1]  # monomials stand by degree
+        table[_C[high:], _D[high:]] = parts[high:] @ merged
+        return degree, merged, p_powers @ table @ q_powers.T
+
+    def side(self, axis: Axis) -> _Side:
+        """An axis as the lattice's pairs see it; made once."""
+        if id(axis) not in self._sides:
+            self._sides[id(axis)] = axis, _Side.of(self, axis)
+        return self._sides[id(axis)][1]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One axis of a pair, a unit of its mode: its frequency in y, orthogonal to u in the metric of the noise (`plain`) and as the
+    lattice takes it (`step`), the phases of the sources, center, theta and alpha of `PsiTransform.rows`, and how far its
+    frequency moves the center of k.
+
+    The orthogonal one makes the Gaussian factor one over (p, q) times one over k. The row itself sees fewer sources, and is
+    taken where it does: the lattice is then sheared.
+    """
+
+    plain: Array
+    step: Array
+    sources: Array
+    psi: Array
+    shift: float
+
+    @staticmethod
+    def of(shared: BLaw, axis: Axis) -> _Side:
+        c, delta = axis.coordinate, axis.delta
+        v, theta = c.v, c.theta
+        rows = [c.v, c.v + c.theta * shared.u]
+        seen = [np.abs(row @ shared.law.loadings) for row in rows]
+        rest = [float(x.sum() - x.max(initial=0.0)) for x in seen]  # of all sources but its own feature
+        shift = 0.0
+        if shared.transform is not None and rest[1] < rest[0]:
+            v, theta, shift = rows[1], 0.0, delta * c.theta / shared.transform.step
+        psi = delta * np.array([c.center - axis.period.middle, theta, c.kappa])
+        return _Side(delta * c.v, delta * v, delta * (v @ shared.law.loadings), psi, shift)
+
+
+class PairLattice:
+    """The sums of one pair, on a box of modes p = -P..P, q = 0..Q with one of each (n, -n).
+
+    weights (2P + 1, Q + 1): bounds on the absolute coefficients of the functions to come; what is left out adds at most
+    tol to a sum with such coefficients. `slack` says, per unit of |coefficient|, how much it really may be.
+    """
+
+    def __init__(self, shared: BLaw, a: Axis, b: Axis, weights: Array, tol: float) -> None:
+        self.shared, self.law = shared, shared.law
+        self.weights, self.tol = weights, tol
+        P, Q = weights.shape[0] // 2, weights.shape[1] - 1
+        one, two = shared.side(a), shared.side(b)
+        self._V = np.array([one.step, two.step])
+        plain = np.array([one.plain, two.plain])
+        noise = plain @ self.law.noise @ plain.T
+        p, q = np.arange(-P, P + 1)[:, None], np.arange(Q + 1)[None, :]
+        gauss = np.exp(-0.5 * (noise[0, 0] * p**2 + noise[1, 1] * q**2 + 2 * noise[0, 1] * p * q))
+        gauss *= (q > 0) | (p >= 0)
+        size = weights * gauss
+        off_center = np.ceil(np.abs(p * one.shift + q * two.shift)).astype(np.int64)
+        # the smallest weights that add up to at most a quarter of tol are not walked
+        flat = np.sort(size, axis=None)
+        least = flat[min(int(np.searchsorted(_SPREAD * np.sqrt(np.cumsum(flat**2)), 0.25 * tol)), len(flat) - 1)]
+        walked = (size >= least) & (gauss > 0)
+        count = max(1, int(walked.sum()))
+        with np.errstate(divide="ignore"):
+            allowed = np.where(walked, 0.25 * tol / (_SPREAD * count**0.5 * np.maximum(size, 1e-300)), np.inf)
+        limits = len(shared.tail) - np.searchsorted(shared.tail[::-1], allowed, side="right")
+        limits = np.where(walked, np.minimum(limits + off_center, shared.b_modes), -1)
+        # a step in q multiplies what stands at the last one: no mode may walk further than those before it
+        limits = np.maximum.accumulate(limits[:, ::-1], axis=1)[:, ::-1]
+        rows = np.nonzero(limits[:, 0] >= 0)[0]
+        columns = int((limits >= 0).sum(axis=1).max(initial=1))
+        first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (P, P)
+        part = slice(first, last + 1), slice(columns)
+        self._part = part
+        self.first = first - P
+        self.limits = np.ascontiguousarray(limits[part], dtype=np.int64)
+        self._walked = np.where((self.limits >= 0) & (gauss[part] > 0), 1.0, 0.0)
+        self.reach = int(self.limits.max(initial=0))
+        self.A, self.B = one.sources, two.sources
+        whole = size[part] * (self.limits >= 0)
+        self.degree, self.merged, remainder = shared.merge(self.A, self.B, whole, self.first, 0.25 * tol)
+        for _ in range(60):
+            if np.all(remainder[self.limits >= 0] <= 1.0):
+                break
+            # far from the origin, where weights are small, the series must not run away either
+            tol *= 0.1
+            self.degree, self.merged, remainder = shared.merge(self.A, self.B, whole, self.first, 0.25 * tol)
+        points = float((2 * self.limits + 1).clip(min=0).sum()) * (1 + int((~self.merged).sum()))
+        if points > MAX_POINTS:
+            raise UnsupportedError(
+                f"an expectation over a pair of encoder parameters would need {points:.2g} lattice points times sources; loosen tol, "
+                "raise input.noise_std, or use fewer encoder parameters per integrand"
+            )
+        self.points = points
+        tail = shared.tail[np.maximum(self.limits - off_center[part], 0)]
+        rounding = shared.unit * _amplification(self.first, self.limits.shape)[self.degree - 2]
+        inside = gauss[part] * (tail + shared.norm * np.expm1(np.minimum(remainder, 1.0)) + rounding)
+        self.slack = gauss.copy()
+        self.slack[part] = np.where(self.limits >= 0, inside, gauss[part])
+        self._phases: Array = np.stack([one.psi, two.psi], axis=1)
+        self._sums: tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray] | None = None
+
+    @property
+    def box(self) -> tuple[int, int]:
+        """P and Q."""
+        return self.weights.shape[0] // 2, self.weights.shape[1] - 1
+
+    # ------------------------------------------------------------------ sums
+
+    def make(self, vectors: bool) -> None:
+        """Walk the lattice now: for X alone, or for all that vectors need."""
+        if not self.made(vectors):
+            self._sums = self._walk_compiled(vectors) if self.shared.compiled else self._walk(vectors)
+
+    def made(self, vectors: bool) -> bool:
+        """Whether `make` has nothing left to do."""
+        return self._sums is not None and (len(self._sums[1]) > 0 or not vectors)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the sums made so far take."""
+        return 0 if self._sums is None else int(sum(x.nbytes for x in self._sums))
+
+    def _shape(self, vectors: bool) -> tuple[int, int, int, int, int]:
+        """powers, rows, columns, K, and the number of sources that are not merged."""
+        rows, columns = self.limits.shape
+        return 2 if vectors and self.shared.transform is not None else 1, rows, columns, 2 * self.reach + 1, int((~self.merged).sum())
+
+    @cached_property
+    def _monomials(self) -> ComplexArray:
+        """S[a, b, k], the coefficient of p^a q^b in the exponent of the noise and the merged sources, for |k| <= reach."""
+        weak, R = self.shared.weak, self.degree
+        middle = self.shared.b_modes
+        c = weak.coefficients[: R + 1, self.merged, middle - self.reach : middle + self.reach + 1]
+        A, B = self.A[self.merged], self.B[self.merged]
+        out = np.zeros((R + 1, R + 1, c.shape[2]), dtype=np.complex128)
+        for m in range(R + 1):
+            index = np.arange(m + 1)
+            out[index, m - index] = (_loads(m, A, B) @ c[m].view(np.float64)).view(np.complex128)
+        k = np.arange(-self.reach, self.reach + 1)
+        steps = np.array([*self._V, self.shared.b_step])
+        noise = steps @ self.law.noise @ steps.T
+        out[0, 0] -= 0.5 * noise[2, 2] * k**2
+        out[1, 0] -= noise[0, 2] * k
+        out[0, 1] -= noise[1, 2] * k
+        out[2, 0] -= 0.5 * noise[0, 0]
+        out[1, 1] -= noise[0, 1]
+        out[0, 2] -= 0.5 * noise[1, 1]
+        return out
+
+    def _generators(self, sign: int, start: int) -> Array:
+        """Re and Im of exp(difference of order (a, b) of that exponent at (sign start, 0)), steps in p taken with this sign,
+        (2, R + 1, R + 1, K)."""
+        R = self.degree
+        of_p, of_q = _differences(R, start) * float(sign) ** np.arange(R + 1), _differences(R, 0)
+        S = self._monomials
+        exponent = np.matmul(of_q, (of_p @ S.reshape(R + 1, -1)).reshape(S.shape))
+        a, b = _triangle(R)
+        waves = np.exp(exponent[a, b])
+        out = np.empty((2, *S.shape))
+        out[0, a, b], out[1, a, b] = waves.real, waves.imag
+        return out
+
+    def _base(self, rows: slice, powers: int) -> ComplexArray:
+        """What the walk sums against, (powers, rows, Q + 1, K)."""
+        p = self.first + np.arange(rows.start, rows.stop)
+        q = np.arange(self.limits.shape[1])
+        center, theta, alpha = (np.add.outer(p * x, q * y).ravel() for x, y in self._phases)
+        transform = self.shared.transform
+        if transform is None:
+            return np.exp(1j * center).reshape(1, len(p), len(q), 1)
+        full = transform.rows(center, theta, alpha, powers)
+        middle = transform.modes
+        part = full[:, :, middle - self.reach : middle + self.reach + 1]
+        return part.reshape(powers, len(p), len(q), part.shape[-1])
+
+    def _walk(self, vectors: bool) -> tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray]:
+        """X, and for vectors the terms, the sums with phi_e' and with k, in numpy: the reference of the compiled walk."""
+        powers, rows, columns, K, E = self._shape(vectors)
+        X = np.zeros((powers, rows, columns), dtype=np.complex128)
+        kept = (rows, columns, K) if vectors else (0, 0, 0)
+        terms = np.zeros(kept, dtype=np.complex128)
+        by_source = np.zeros((E, *X.shape[1:]), dtype=np.complex128)
+        by_k = np.zeros(X.shape[1:], dtype=np.complex128)
+        k = np.arange(-self.reach, self.reach + 1)
+        q = np.arange(columns)
+        explicit = np.nonzero(~self.merged)[0]
+        S = self._monomials
+        height = max(1, _BLOCK // (columns * K))
+        for start in range(0, rows, height):
+            block = slice(start, min(start + height, rows))
+            p = self.first + np.arange(block.start, block.stop)
+            exponent = np.zeros((len(p), columns, K), dtype=np.complex128)
+            for a in range(self.degree + 1):
+                for b in range(self.degree + 1 - a):
+                    exponent += (p[:, None, None] ** a * q[None, :, None] ** b) * S[a, b]
+            phi = np.exp(exponent) * self._walked[block][:, :, None]
+            phi[np.abs(k) > self.limits[block][:, :, None]] = 0.0
+            prefix = [phi]
+            factors = []
+            for e in explicit:
+                t = np.add.outer(np.add.outer(p * self.A[e], q * self.B[e]), k * self.shared.along[e])
+                prior = self.law.priors[e]
+                turn = np.exp(-1j * prior.mean() * t)
+                value = turn * prior.cf(t, 0)
+                slope = turn * prior.cf(t, 1) - 1j * prior.mean() * value if vectors else value
+                factors.append((value, slope))
+                prefix.append(prefix[-1] * value)
+            base = self._base(block, powers)
+            X[:, block] = np.einsum("lnqk,nqk->lnq", base, prefix[-1])
+            if not vectors:
+                continue
+            terms[block] = base[0] * prefix[-1]
+            by_k[block] = terms[block] @ k
+            after = base[0]
+            for e in range(E - 1, -1, -1):
+                by_source[e, block] = (prefix[e] * factors[e][1] * after).sum(axis=-1)
+                after = after * factors[e][0]
+        return X, terms, by_source, by_k
+
+    def _walk_compiled(self, vectors: bool) -> tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray]:
+        """The same by compiled loops."""
+        from elbotree.runtime.pair_loops import walk_pair
+
+        powers, rows, columns, K, E = self._shape(vectors)
+        out = [
+            np.zeros((powers, rows, columns), dtype=np.complex128),
+            np.zeros((rows, columns, K) if vectors else (0, 0, 0), dtype=np.complex128),
+            np.zeros((E, rows, columns), dtype=np.complex128),
+            np.zeros((rows, columns), dtype=np.complex128),
+        ]
+        shared = self.shared
+        explicit = np.nonzero(~self.merged)[0]
+        across = np.array([self.A[explicit], self.B[explicit]])
+        furthest = max(abs(self.first), abs(rows - 1 + self.first))
+        reach = float((furthest * np.abs(across[0]) + columns * np.abs(across[1])).max(initial=0.0))
+        reach += float(np.abs(shared.along[explicit]).max(initial=0.0)) * shared.b_modes
+        along, start, atoms, masses, rotate, *tables = self.law.flat(
+            shared.b_step, shared.b_modes, float(2.0 ** np.ceil(np.log2(max(reach, 1e-6))))
+        )
+        rotate = np.ascontiguousarray(rotate[:, :, shared.b_modes - self.reach : shared.b_modes + self.reach + 1])
+        transform = shared.transform
+        pieces, step, length = np.zeros((0, 4)), 1.0, 1.0
+        base = np.zeros((0, rows, 0, 0), dtype=np.complex128)
+        if transform is not None and transform.psi.pieces is not None:
+            pieces, step, length = transform.pieces, transform.step, transform.hi - transform.lo
+        else:
+            base = self._base(slice(0, rows), powers)
+        # away from p = 0 in both directions: rounding grows with the steps that are taken
+        middle = min(max(-self.first, 0), rows)
+        for sign, part in ((1, slice(middle, rows)), (-1, slice(0, middle))):
+            if part.stop == part.start:
+                continue
+            order = slice(None, None, sign)
+            first = abs(self.first + (part.start if sign > 0 else part.stop - 1))
+            turned = np.array([float(sign), 1.0])
+            count = part.stop - part.start
+            made = [
+                np.zeros((powers, count, columns), dtype=np.complex128),
+                np.zeros((count, columns, K) if vectors else (0, 0, 0), dtype=np.complex128),
+                np.zeros((E, count, columns), dtype=np.complex128),
+                np.zeros((count, columns), dtype=np.complex128),
+            ]
+            walk_pair(
+                self._generators(sign, first), first, np.ascontiguousarray(self.limits[part][order]),
+                np.ascontiguousarray(self._walked[part][order]), explicit, across * turned[:, None], along, start, atoms, masses,
+                rotate, *tables, self._phases * turned, pieces, step, length, np.ascontiguousarray(base[:, part][:, order]), *made,
+            )  # fmt: skip
+            out[0][:, part] = made[0][:, order]
+            if vectors:
+                out[1][part] = made[1][order]
+            out[2][:, part] = made[2][:, order]
+            out[3][part] = made[3][order]
+        return out[0], out[1], out[2], out[3]
+
+    # ------------------------------------------------------------------ what a function of the pair asks
+
+    def error(self, coefficients: ComplexArray) -> float:
+        """A bound on what the lattice leaves out of, or gets wrong in, a sum with these coefficients."""
+        parts = np.abs(coefficients) * self.slack
+        return min(float(parts.sum()), float(_SPREAD * np.sqrt((parts**2).sum())))
+
+    def value(self, coefficients: ComplexArray) -> float:
+        """Re sum coefficients X: E of the function with this double Fourier series, (2P + 1, Q + 1) and one of each (n, -n)."""
+        self.make(False)
+        assert self._sums is not None
+        return float(np.sum(coefficients[self._part] * self._sums[0][0]).real)
+
+    def vector(self, coefficients: ComplexArray) -> Array:
+        """The same of E[f ..], (n2,).
+
+        E[y e^{..}] takes -i phi_i' prod_{l != i} phi_l from each source: for the merged ones phi_i' / phi_i is the derivative of the
+        polynomial, whose monomials meet sums over the modes that all sources share.
+        """
+        self.make(True)
+        assert self._sums is not None
+        X, terms, by_source, by_k = self._sums
+        c = coefficients[self._part]
+        law, shared, R = self.law, self.shared, self.degree
+        rows, columns, K = terms.shape
+        p, q = (self.first + np.arange(rows)).astype(float), np.arange(columns).astype(float)
+        weighted = c[:, None, :] * np.vander(q, R + 1, increasing=True).T[None]
+        over_q = np.matmul(weighted, terms)  # (rows, b, K)
+        W = np.tensordot(np.vander(p, R + 1, increasing=True).astype(np.complex128), over_q, axes=(0, 0))  # (a, b, K)
+        sources = np.zeros(len(law.priors), dtype=np.complex128)
+        middle = shared.b_modes
+        A, B = self.A[self.merged], self.B[self.merged]
+        for m in range(R + 1):
+            slopes = (m + 1) * shared.weak.coefficients[m + 1, self.merged, middle - self.reach : middle + self.reach + 1]
+            met = slopes @ np.stack([W[a, m - a] for a in range(m + 1)], axis=1)
+            sources[self.merged] += np.einsum("ia,ai->i", met, _loads(m, A, B))
+        sources[~self.merged] = np.tensordot(by_source, c, axes=2)
+        sum_p, sum_q = np.sum(c * X[0] * p[:, None]), np.sum(c * X[0] * q)
+        omega = np.array([sum_p, sum_q]) @ self._V + np.sum(c * by_k) * shared.b_step
+        out = -1j * (law.loadings @ sources) + 1j * (law.noise @ omega) + np.sum(c * X[0]) * law.mean
+        if shared.transform is not None:
+            out = out + np.sum(c * X[1]) * shared.w
+        return np.asarray(out.real)
