@@ -34,7 +34,11 @@ _BLOCK = 200_000  # lattice points that the numpy walk holds at once
 # standard deviations are counted.
 _SPREAD = 3.0
 _HIGHEST = 8  # degree of the merged polynomial: rounding grows as steps^degree
-_ATOMS, _TABLE, _DEGREE = 2.1, 18.0, 2.5  # nanoseconds that a point takes: an atom of a source, a table look-up, a degree of the polynomial
+_ATOMS, _TABLE, _DEGREE = (
+    2.1,
+    18.0,
+    2.5,
+)  # nanoseconds that a point takes: an atom of a source, a table look-up, a degree of the polynomial
 
 # the monomials |p|^c |q|^d, c + d < ORDERS, by degree
 _C, _D = (np.array(x) for x in zip(*[(c, m - c) for m in range(ORDERS) for c in range(m + 1)], strict=True))
@@ -47,7 +51,8 @@ def _differences(degree: int, start: int) -> Array:
     """Row a: the a-th forward difference at `start` of the powers 0..degree, (degree + 1, degree + 1)."""
     R = degree + 1
     powers = np.vander(float(start) + np.arange(R), R, increasing=True)
-    return np.array([[(-1.0) ** (a - i) * comb(a, i) if i <= a else 0.0 for i in range(R)] for a in range(R)]) @ powers
+    signed = [[(-1.0) ** (a - i) * comb(a, i) if i <= a else 0.0 for i in range(R)] for a in range(R)]
+    return np.asarray(np.array(signed) @ powers)
 
 
 @lru_cache(maxsize=1024)
@@ -94,7 +99,9 @@ class BLaw:
         if transform is not None:
             # sheared lattices reach a little further than the noise in b itself
             modes = transform.modes + transform.modes // 4 + 2
-            self.transform = PsiTransform(transform.psi, transform.bbar, transform.lo, transform.hi, modes, transform.tol)
+            self.transform = PsiTransform(
+                transform.psi, transform.bbar, transform.lo, transform.hi, modes, transform.tol
+            )
             self.b_step, self.b_modes = u * transform.step, modes
         k = np.arange(-self.b_modes, self.b_modes + 1)
         self.over_k: Array = np.exp(-0.5 * k**2 * float(self.b_step @ law.noise @ self.b_step))
@@ -109,7 +116,9 @@ class BLaw:
         self._by_monomial = _BINOMIAL[:, None] * np.where(self.weak.usable, self.weak.sizes[_C + _D], 0.0)
         self._sides: dict[int, tuple[Axis, _Side]] = {}
 
-    def merge(self, A: Array, B: Array, weight: Array, first: int, budget: float) -> tuple[int, NDArray[np.bool_], Array]:
+    def merge(
+        self, A: Array, B: Array, weight: Array, first: int, budget: float
+    ) -> tuple[int, NDArray[np.bool_], Array]:
         """Which sources to merge and into what degree, so that the remainder adds at most `budget` to a sum with these
         absolute weights (rows, Q + 1), p from `first` on; and a bound on the remainder's exponent for each mode."""
         exponents = np.arange(ORDERS)
@@ -226,8 +235,8 @@ class PairLattice:
         points = float((2 * self.limits + 1).clip(min=0).sum()) * (1 + int((~self.merged).sum()))
         if points > MAX_POINTS:
             raise UnsupportedError(
-                f"an expectation over a pair of encoder parameters would need {points:.2g} lattice points times sources; loosen tol, "
-                "raise input.noise_std, or use fewer encoder parameters per integrand"
+                f"an expectation over a pair of encoder parameters would need {points:.2g} lattice points times sources; "
+                "loosen tol, raise input.noise_std, or use fewer encoder parameters per integrand"
             )
         self.points = points
         tail = shared.tail[np.maximum(self.limits - off_center[part], 0)]
@@ -262,7 +271,13 @@ class PairLattice:
     def _shape(self, vectors: bool) -> tuple[int, int, int, int, int]:
         """powers, rows, columns, K, and the number of sources that are not merged."""
         rows, columns = self.limits.shape
-        return 2 if vectors and self.shared.transform is not None else 1, rows, columns, 2 * self.reach + 1, int((~self.merged).sum())
+        return (
+            2 if vectors and self.shared.transform is not None else 1,
+            rows,
+            columns,
+            2 * self.reach + 1,
+            int((~self.merged).sum()),
+        )
 
     @cached_property
     def _monomials(self) -> ComplexArray:
@@ -306,7 +321,7 @@ class PairLattice:
         center, theta, alpha = (np.add.outer(p * x, q * y).ravel() for x, y in self._phases)
         transform = self.shared.transform
         if transform is None:
-            return np.exp(1j * center).reshape(1, len(p), len(q), 1)
+            return np.asarray(np.exp(1j * center)).reshape(1, len(p), len(q), 1)
         full = transform.rows(center, theta, alpha, powers)
         middle = transform.modes
         part = full[:, :, middle - self.reach : middle + self.reach + 1]
@@ -351,22 +366,23 @@ class PairLattice:
             terms[block] = base[0] * prefix[-1]
             by_k[block] = terms[block] @ k
             after = base[0]
-            for e in range(E - 1, -1, -1):
-                by_source[e, block] = (prefix[e] * factors[e][1] * after).sum(axis=-1)
-                after = after * factors[e][0]
+            for i in range(E - 1, -1, -1):
+                by_source[i, block] = (prefix[i] * factors[i][1] * after).sum(axis=-1)
+                after = after * factors[i][0]
         return X, terms, by_source, by_k
 
     def _walk_compiled(self, vectors: bool) -> tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray]:
         """The same by compiled loops."""
-        from elbotree.runtime.pair_loops import walk_pair
+        from elbotree.runtime import pair_loops
 
+        walk_pair: Any = pair_loops.walk_pair
         powers, rows, columns, K, E = self._shape(vectors)
-        out = [
+        out = (
             np.zeros((powers, rows, columns), dtype=np.complex128),
             np.zeros((rows, columns, K) if vectors else (0, 0, 0), dtype=np.complex128),
             np.zeros((E, rows, columns), dtype=np.complex128),
             np.zeros((rows, columns), dtype=np.complex128),
-        ]
+        )
         shared = self.shared
         explicit = np.nonzero(~self.merged)[0]
         across = np.array([self.A[explicit], self.B[explicit]])
@@ -383,33 +399,19 @@ class PairLattice:
         if transform is not None and transform.psi.pieces is not None:
             pieces, step, length = transform.pieces, transform.step, transform.hi - transform.lo
         else:
-            base = self._base(slice(0, rows), powers)
+            base = np.ascontiguousarray(self._base(slice(0, rows), powers))
         # away from p = 0 in both directions: rounding grows with the steps that are taken
         middle = min(max(-self.first, 0), rows)
-        for sign, part in ((1, slice(middle, rows)), (-1, slice(0, middle))):
-            if part.stop == part.start:
-                continue
-            order = slice(None, None, sign)
-            first = abs(self.first + (part.start if sign > 0 else part.stop - 1))
-            turned = np.array([float(sign), 1.0])
-            count = part.stop - part.start
-            made = [
-                np.zeros((powers, count, columns), dtype=np.complex128),
-                np.zeros((count, columns, K) if vectors else (0, 0, 0), dtype=np.complex128),
-                np.zeros((E, count, columns), dtype=np.complex128),
-                np.zeros((count, columns), dtype=np.complex128),
-            ]
-            walk_pair(
-                self._generators(sign, first), first, np.ascontiguousarray(self.limits[part][order]),
-                np.ascontiguousarray(self._walked[part][order]), explicit, across * turned[:, None], along, start, atoms, masses,
-                rotate, *tables, self._phases * turned, pieces, step, length, np.ascontiguousarray(base[:, part][:, order]), *made,
-            )  # fmt: skip
-            out[0][:, part] = made[0][:, order]
-            if vectors:
-                out[1][part] = made[1][order]
-            out[2][:, part] = made[2][:, order]
-            out[3][part] = made[3][order]
-        return out[0], out[1], out[2], out[3]
+        for sign, origin, count in ((1, middle, rows - middle), (-1, middle - 1, middle)):
+            if count > 0:
+                turned = np.array([float(sign), 1.0])
+                first = abs(self.first + origin)
+                walk_pair(
+                    self._generators(sign, first), first, origin, sign, count, self.limits, self._walked, explicit,
+                    across * turned[:, None], along, start, atoms, masses, rotate, *tables, self._phases * turned, pieces, step,
+                    length, base, *out,
+                )  # fmt: skip
+        return out
 
     # ------------------------------------------------------------------ what a function of the pair asks
 
@@ -427,15 +429,15 @@ class PairLattice:
     def vector(self, coefficients: ComplexArray) -> Array:
         """The same of E[f ..], (n2,).
 
-        E[y e^{..}] takes -i phi_i' prod_{l != i} phi_l from each source: for the merged ones phi_i' / phi_i is the derivative of the
-        polynomial, whose monomials meet sums over the modes that all sources share.
+        E[y e^{..}] takes -i phi_i' prod_{l != i} phi_l from each source: for the merged ones phi_i' / phi_i is the derivative
+        of the polynomial, whose monomials meet sums over the modes that all sources share.
         """
         self.make(True)
         assert self._sums is not None
         X, terms, by_source, by_k = self._sums
         c = coefficients[self._part]
         law, shared, R = self.law, self.shared, self.degree
-        rows, columns, K = terms.shape
+        rows, columns = c.shape
         p, q = (self.first + np.arange(rows)).astype(float), np.arange(columns).astype(float)
         weighted = c[:, None, :] * np.vander(q, R + 1, increasing=True).T[None]
         over_q = np.matmul(weighted, terms)  # (rows, b, K)
@@ -444,7 +446,9 @@ class PairLattice:
         middle = shared.b_modes
         A, B = self.A[self.merged], self.B[self.merged]
         for m in range(R + 1):
-            slopes = (m + 1) * shared.weak.coefficients[m + 1, self.merged, middle - self.reach : middle + self.reach + 1]
+            slopes = (m + 1) * shared.weak.coefficients[
+                m + 1, self.merged, middle - self.reach : middle + self.reach + 1
+            ]
             met = slopes @ np.stack([W[a, m - a] for a in range(m + 1)], axis=1)
             sources[self.merged] += np.einsum("ia,ai->i", met, _loads(m, A, B))
         sources[~self.merged] = np.tensordot(by_source, c, axes=2)

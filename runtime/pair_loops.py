@@ -107,6 +107,9 @@ def _linear_base(
 def walk_pair(
     generators: Any,
     first: int,
+    origin: int,
+    sign: int,
+    count: int,
     limits: Any,
     walked: Any,
     chosen: Any,
@@ -130,19 +133,20 @@ def walk_pair(
     by_source: Any,
     by_k: Any,
 ) -> None:
-    """The sums of a pair over k, for all modes (p, q) of its box.
+    """The sums of a pair over k, for `count` rows of its box of modes (p, q): row `origin` first, its |p| being `first`, then on
+    with |p| growing, in the direction of `sign`. All that is given a unit of p is given for a step in that direction.
 
-    generators (2, R+1, R+1, K): Re and Im of exp(difference of order (a, b) of T at (first, 0)), the Gaussian factor over k
-    in it too. limits (rows, Q+1): how far |k| goes, not growing with q, -1 for modes that are left out. walked
-    (rows, Q+1): 1 for modes that are wanted, else 0. chosen (E,): the sources that are not merged; across (2, E) their phases a unit of p and
+    generators (2, R+1, R+1, K): Re and Im of exp(difference of order (a, b) of T at (first, 0)), the noise in it too.
+    limits (rows, Q+1): how far |k| goes, not growing with q, -1 for modes that are left out; walked (rows, Q+1): 1 for
+    modes that are wanted, else 0. chosen (E,): the sources that are not merged; across (2, E) their phases a unit of p and
     q, along (m,) a unit of k. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q; pieces (.., 4)
     of psi, or base (powers, rows, Q+1, K) where psi is not linear on pieces.
-    X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K) = base_0 phi, by_source (E, rows,
-    Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
+    X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K) = base_0 phi, by_source (E,
+    rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
     """
     order, K = generators.shape[1] - 1, generators.shape[3]
     half, E, powers = K // 2, chosen.shape[0], X.shape[0]
-    rows, Q = limits.shape[0], limits.shape[1] - 1
+    Q = limits.shape[1] - 1
     vectors = terms.shape[0] > 0
     moving = generators.copy()
     g = np.empty((2, order + 1, K))
@@ -152,8 +156,8 @@ def walk_pair(
     b, j = np.empty((2 * powers, K)), np.empty((3, K))
     closed = base.shape[0] == 0
     waves = _piece_waves(pieces[:, 0], pieces[:, 1], step, K)
-    for row in range(rows):
-        p = first + row
+    for turn in range(count):
+        p, row = first + turn, origin + sign * turn
         g[:, :, :] = moving[:, 0, :, :]
         for q in range(Q + 1):
             if limits[row, q] < 0:

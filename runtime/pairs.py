@@ -144,7 +144,13 @@ class Pairs:
     def _part(self, g: Integrand, level: int, line: bool, sigma: float) -> Part:
         """g less its line when `line`, whole otherwise, on an axis that suits noise of this size."""
         where = self._range(g, level)
-        little = 0 if sigma >= 0.6 * where.coordinate.sigma > 0 else -1 if sigma == 0.0 else int(np.floor(np.log(sigma))) + 1000
+        little = (
+            0
+            if sigma >= 0.6 * where.coordinate.sigma > 0
+            else -1
+            if sigma == 0.0
+            else int(np.floor(np.log(sigma))) + 1000
+        )
         key = (id(g), level, line, little)
         if key not in self._parts:
             # the integrand is kept beside its part, so that its id stays taken
@@ -172,7 +178,9 @@ class Pairs:
 
     # ------------------------------------------------------------------ two functions
 
-    def term(self, g: Integrand, h: Integrand, tol: float, level: int, lines: tuple[bool, bool] = (True, True)) -> PairTerm:
+    def term(
+        self, g: Integrand, h: Integrand, tol: float, level: int, lines: tuple[bool, bool] = (True, True)
+    ) -> PairTerm:
         """E[r_g r_h] to about tol, the functions taken without their lines where `lines` says so."""
         if (h.feature, h.uses) < (g.feature, g.uses):
             g, h, lines = h, g, lines[::-1]  # one lattice a pair, whichever of the two comes first
@@ -181,35 +189,35 @@ class Pairs:
         cross = float(c.v @ out.lattice_law.noise @ d.v)
         of_c, of_d = _given(c.sigma, d.sigma, cross), _given(d.sigma, c.sigma, cross)
         a, b = self._part(g, level, lines[0], of_c), self._part(h, level, lines[1], of_d)
+        key = (id(a.axis), id(b.axis))
+        lattice = self._lattices.get(key)
         s, r = a.series(of_c, tol / (8 * b.size)), b.series(of_d, tol / (8 * a.size))
-        product = np.multiply.outer(s.coefficients, r.coefficients[r.P :])
-        product *= np.where((np.arange(-s.P, s.P + 1)[:, None] == 0) & (np.arange(r.P + 1)[None, :] == 0), 1.0, 2.0)
-        product[: s.P, 0] = 0.0
-        lattice, product = self._lattice(a.axis, b.axis, product, 0.5 * tol, shared)
+        if (
+            lattice is None
+            or lattice.box[0] < s.P
+            or lattice.box[1] < r.P
+            or lattice.error(_product(s, r, lattice.box)) > 0.5 * tol
+        ):
+            lattice = self._lattices[key] = self._made_lattice(a, b, of_c, of_d, tol, shared, lattice)
+        product = _product(s, r, lattice.box)
         tail = a.tail * b.size + b.tail * a.size + out.b_error * a.size * b.size
         return PairTerm(lattice, product, tail, s.dropped * b.size + r.dropped * a.size + lattice.error(product))
 
-    def _lattice(
-        self, a: Axis, b: Axis, product: ComplexArray, tol: float, shared: BLaw
-    ) -> tuple[PairLattice, ComplexArray]:
-        """The pair's lattice, made anew when it lacks modes that matter; and the coefficients on its box."""
-        key = (id(a), id(b))
-        known = self._lattices.get(key)
-        weights = np.abs(product)
+    def _made_lattice(
+        self, a: Part, b: Part, of_c: float, of_d: float, tol: float, shared: BLaw, known: PairLattice | None
+    ) -> PairLattice:
+        """A lattice for r_a r_b, and for what the one before it was for. Where sums with F come next, derivatives will want
+        modes a little further out."""
+        sharper = 8 if self._gradients else 1
+        s, r = a.series(of_c, tol / (8 * sharper * b.size)), b.series(of_d, tol / (8 * sharper * a.size))
+        box, tol = (s.P, r.P), 0.5 * tol / sharper
+        weights = np.abs(_product(s, r, box))
         if known is not None:
-            P, Q = known.box
-            if weights.shape[0] // 2 <= P and weights.shape[1] - 1 <= Q:
-                inside = _grown(product, P, Q)
-                if known.error(inside) <= tol:
-                    return known, inside
-            P, Q = max(P, weights.shape[0] // 2), max(Q, weights.shape[1] - 1)
-            product = _grown(product, P, Q)
-            weights = np.maximum(np.abs(product), _grown(known.weights, P, Q))
-            tol = min(tol, known.tol)
-        # where sums with F come next, derivatives will want modes a little further out
-        made = PairLattice(shared, a, b, weights, tol / 8 if self._gradients else tol)
-        self._lattices[key] = made
-        return made, product
+            box, tol = (max(s.P, known.box[0]), max(r.P, known.box[1])), min(tol, known.tol)
+            weights = np.maximum(_grown(weights, *box), _grown(known.weights, *box))
+        made = PairLattice(shared, a.axis, b.axis, weights, tol)
+        made.make(self._gradients)
+        return made
 
     def forget(self) -> None:
         """Drop the oldest sums, should they take too much memory."""
@@ -226,7 +234,16 @@ def _name(g: Integrand) -> str:
     return f"{g.label or 'an integrand'} of encoder[{g.feature}]"
 
 
-def _grown(box: np.ndarray, P: int, Q: int) -> np.ndarray:  # type: ignore[type-arg]
+def _product(s: Series, r: Series, box: tuple[int, int]) -> ComplexArray:
+    """The product of two series, on a box of modes with one of each (n, -n)."""
+    out = np.multiply.outer(s.grown(box[0]), r.grown(box[1])[box[1] :])
+    out *= 2.0
+    out[: box[0], 0] = 0.0
+    out[box[0], 0] *= 0.5
+    return np.asarray(out)
+
+
+def _grown(box: Array, P: int, Q: int) -> Array:
     """A box of modes (2p + 1, q + 1) as part of one of (2P + 1, Q + 1)."""
     p = P - box.shape[0] // 2
     return np.pad(box, ((p, p), (0, Q + 1 - box.shape[1])))

@@ -93,7 +93,9 @@ class _Products:
         apart = np.abs(weights) * self.errors
         if self.symmetric:  # (j, k) and (k, j) are one number
             apart = np.triu(apart + apart.T) - np.diag(np.diag(apart))
-        error = min(float(apart.sum()), float(3 * np.sqrt((apart**2).sum()))) + float((np.abs(weights) * self.tails).sum())
+        error = min(float(apart.sum()), float(3 * np.sqrt((apart**2).sum()))) + float(
+            (np.abs(weights) * self.tails).sum()
+        )
         value = float((self.values * weights).sum())
         if self.lines is not None:
             value += float((self.lines.values() * weights).sum())
@@ -472,7 +474,7 @@ class SpectralExpectations:
             means = all(_both_means(gs[j], hs[k]) for j, k, _ in on_lattices)
             if means:
                 level = self._mean_level = max(level, self._mean_level)
-            out.lines = self._lines(gs, hs, on_lattices, level, importance if weights is None else weights)
+            out.lines = self._lines(gs, hs, on_lattices, level, importance if weights is None else weights, symmetric)
 
             def walked(task: tuple[int, int, float]) -> tuple[float, float, float]:
                 j, k, tol = task
@@ -494,32 +496,41 @@ class SpectralExpectations:
         return out
 
     def _lines(
-        self, gs: Sequence[Integrand], hs: Sequence[Integrand], waiting: Sequence[tuple[int, int, float]], level: int, weights: Array
+        self,
+        gs: Sequence[Integrand],
+        hs: Sequence[Integrand],
+        waiting: Sequence[tuple[int, int, float]],
+        level: int,
+        weights: Array,
+        symmetric: bool,
     ) -> _Lines:
         """The lines of the functions of these pairs, and what they are met with, to errors that the weights ask for."""
         n = len(self.w)
         on, e, d = np.zeros((len(gs), len(hs))), np.zeros((len(gs), n + 1)), np.zeros((len(hs), n + 1))
         for j, k, _ in waiting:
             on[j, k] = 1.0
-        same = gs is hs
-        if same:
+        if symmetric:
             on = np.maximum(on, on.T)
-        for j in np.nonzero(on.any(axis=1))[0]:
-            e[j] = self.pairs.line(gs[j], level)
-        for k in np.nonzero(on.any(axis=0))[0]:
-            d[k] = e[k] if same else self.pairs.line(hs[k], level)
+        for j, g in enumerate(gs):
+            if on[j].any():
+                e[j] = self.pairs.line(g, level)
+        for k, h in enumerate(hs):
+            if on[:, k].any():
+                d[k] = e[k] if symmetric else self.pairs.line(h, level)
         # how much the rows E[g F] matter: by the lines that they are met with
         wanted_g, wanted_h = np.abs((weights * on) @ d), np.abs((weights * on).T @ e)
-        if same:
+        if symmetric:
             wanted_g = wanted_h = wanted_g + wanted_h
         rows_g = self._F_rows(gs, wanted_g[:, :n])
-        rows_h = rows_g if same else self._F_rows(hs, wanted_h[:, :n])
+        rows_h = rows_g if symmetric else self._F_rows(hs, wanted_h[:, :n])
         first, second, relative = self._moments
         FF = np.block([[second, first[:, None]], [first[None, :], np.ones((1, 1))]])
         size = np.append(self.output.f_size, 1.0)
         return _Lines(on, e, d, rows_g, rows_h, FF, relative * np.multiply.outer(size, size))
 
-    def _in_threads(self, run: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> Iterator[tuple[Sequence[_Task], list[_Result]]]:
+    def _in_threads(
+        self, run: Callable[[_Task], _Result], tasks: Sequence[_Task]
+    ) -> Iterator[tuple[Sequence[_Task], list[_Result]]]:
         """Run tasks on pairs, in threads where the loops are compiled (they hold no lock, and share no sums: the bits do not
         depend on how many threads there are), and forget old sums that take too much memory."""
         for start in range(0, len(tasks), _AT_ONCE):
@@ -643,4 +654,3 @@ def _product(g: Integrand, h: Integrand) -> Integrand:
 def _both_means(g: Integrand, h: Integrand) -> bool:
     """Whether both are posterior means, which are remembered by their labels."""
     return g.label == f"s[{g.feature}]" and h.label == f"s[{h.feature}]"
-

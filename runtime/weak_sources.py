@@ -61,7 +61,9 @@ def _log_taylor(prior: Prior, t: Array, needed: NDArray[np.bool_]) -> tuple[Comp
     mean = prior.mean()
     low, high = prior.mgf_domain
     scale = max(1e-150, abs(prior.moment(4)) ** 0.25, float(np.sqrt(prior.variance())))
-    largest = min(1.0 / scale, 0.4 * (high if np.isfinite(high) else np.inf), 0.4 * (-low if np.isfinite(low) else np.inf))
+    largest = min(
+        1.0 / scale, 0.4 * (high if np.isfinite(high) else np.inf), 0.4 * (-low if np.isfinite(low) else np.inf)
+    )
     center = prior.cf(t, 0)
     out = np.zeros((ORDERS, *t.shape), dtype=np.complex128)
     fine = np.zeros(t.shape, dtype=bool)
@@ -75,7 +77,10 @@ def _log_taylor(prior: Prior, t: Array, needed: NDArray[np.bool_]) -> tuple[Comp
         with np.errstate(all="ignore"):
             ratio = prior.cf(t[left][:, None] + circle, 0) / center[left][:, None]
             single = (np.abs(ratio - 1).max(axis=1) < 0.95) & (np.abs(center[left]) > 1e-200)
-            raw = np.fft.fft(np.where(single[:, None], np.log(np.where(single[:, None], ratio, 1.0)), 0.0), axis=1) / _NODES
+            raw = (
+                np.fft.fft(np.where(single[:, None], np.log(np.where(single[:, None], ratio, 1.0)), 0.0), axis=1)
+                / _NODES
+            )
         size = np.abs(raw)
         last = size[:, ORDERS + 2 : _NODES - 2].max(axis=1)
         single &= last <= _RESOLVED * np.maximum(size.max(axis=1), 1e-300)
@@ -87,4 +92,4 @@ def _log_taylor(prior: Prior, t: Array, needed: NDArray[np.bool_]) -> tuple[Comp
         chosen = tuple(a[single] for a in at)
         out[(slice(None), *chosen)] = made[single].T
         fine[chosen] = True
-    return out, (fine | ~needed).all(axis=1)
+    return out, np.asarray((fine | ~needed).all(axis=1))

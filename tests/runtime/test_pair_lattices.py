@@ -1,0 +1,134 @@
+"""Lattices of pairs against the plain lattice walk (which merges nothing, shears nothing and steps nowhere), and the numpy
+walk against the compiled one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import elbotree.compiler  # noqa: F401  (layers hold psi as text)
+from elbotree.runtime.fourier import Period
+from elbotree.runtime.frames import Axis, Frame
+from elbotree.runtime.models import FeatureModel, Layer
+from elbotree.runtime.output_law import OutputLaw
+from elbotree.runtime.pair_lattices import BLaw, PairLattice
+from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Mixture, Normal, Prior
+from elbotree.runtime.weak_sources import ORDERS, WeakSources
+
+SPARSE: tuple[Prior, ...] = (Bernoulli(0.1),) * 5
+MIXED: tuple[Prior, ...] = (
+    Bernoulli(0.5),
+    Exponential(0.4),
+    Discrete((-1.0, 0.0, 2.0), (0.2, 0.6, 0.2)),
+    Laplace(0.1, 0.3),
+    Mixture((0.5, 0.5), (Normal(-0.3, 0.2), Normal(0.4, 0.1))),
+)
+
+
+def output(priors: tuple[Prior, ...], psi: str, tol: float) -> OutputLaw:
+    rng = np.random.default_rng(3)
+    n = len(priors)
+    B = np.eye(n) + 0.15 * rng.standard_normal((n, n))
+    u, w = rng.standard_normal(n) / np.sqrt(n), rng.standard_normal(n) / np.sqrt(n)
+    return OutputLaw(Layer(np.eye(n), w, u, psi), FeatureModel(B, list(priors), 0.15), tol)
+
+
+def pair(law: OutputLaw, scale: float) -> tuple[Axis, Axis]:
+    n = len(law.w)
+    rng = np.random.default_rng(4)
+    axes = []
+    for j in (0, 1):
+        row = scale * np.eye(n)[j] + 0.05 * scale * rng.standard_normal(n)
+        c = law.coordinate(row, 0.3)
+        axes.append(Axis(c, Period(*c.bounds(np.log(1e-10)), 0.0)))
+    return axes[0], axes[1]
+
+
+def smooth(P: int, Q: int) -> np.ndarray:
+    """Coefficients of a real function that fall off in p and q, one of each (n, -n)."""
+    rng = np.random.default_rng(5)
+    p, q = np.arange(-P, P + 1)[:, None], np.arange(Q + 1)[None, :]
+    out = (rng.standard_normal((2 * P + 1, Q + 1)) + 1j * rng.standard_normal((2 * P + 1, Q + 1))) * np.exp(
+        -0.3 * (abs(p) + q)
+    )
+    out[:P, 0] = 0.0
+    return out
+
+
+CASES = [(SPARSE, "relu"), (SPARSE, "tanh"), (MIXED, "relu"), (MIXED, "b"), (MIXED, "hardtanh")]
+
+
+@pytest.mark.parametrize("tol", [1e-4, 1e-9])
+@pytest.mark.parametrize(("priors", "psi"), CASES, ids=lambda x: x if isinstance(x, str) else f"{len(set(x))} priors")
+def test_equals_the_plain_walk_within_its_error(priors: tuple[Prior, ...], psi: str, tol: float) -> None:
+    law = output(priors, psi, 1e-10)
+    a, b = pair(law, 6.0)
+    coefficients = smooth(14, 11)
+    shared = BLaw(law.lattice_law, law.transform, law.u, law.w, compiled=False)
+    made = PairLattice(shared, a, b, np.abs(coefficients), tol)
+    P = 14
+    modes = np.array([(p, q) for p in range(-P, P + 1) for q in range(12) if q > 0 or p >= 0])
+    frame = Frame(law.lattice_law, law.transform, law.u, law.w, [a, b], modes)
+    of = coefficients[modes[:, 0] + P, modes[:, 1]]
+    error = made.error(coefficients)
+    assert error <= 1.1 * tol
+    assert abs(made.value(coefficients) - float((of @ frame.X).real)) <= error
+    assert np.all(
+        np.abs(made.vector(coefficients) - (of @ frame.f).real) <= error * np.maximum(law.f_size, 1.0) + 1e-12
+    )
+
+
+@pytest.mark.parametrize(("priors", "psi"), CASES, ids=lambda x: x if isinstance(x, str) else f"{len(set(x))} priors")
+def test_compiled_walk_equals_the_numpy_walk(priors: tuple[Prior, ...], psi: str) -> None:
+    law = output(priors, psi, 1e-8)
+    a, b = pair(law, 6.0)
+    coefficients = smooth(9, 12)
+    found = []
+    for compiled in (False, True):
+        shared = BLaw(law.lattice_law, law.transform, law.u, law.w, compiled)
+        made = PairLattice(shared, a, b, np.abs(coefficients), 1e-7)
+        found.append((made.value(coefficients), made.vector(coefficients)))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-13)
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-12)
+
+
+def test_many_weak_sources_cost_as_much_as_few() -> None:
+    """Forty features, of which the pair notices two: the others are merged at a loose tolerance and at a tight one."""
+    law = output((Bernoulli(0.1),) * 40, "relu", 1e-8)
+    n = 40
+    rows = 10.0 * np.eye(n)[:2] + 0.01 * np.random.default_rng(0).standard_normal((2, n))
+    axes = []
+    for row in rows @ np.linalg.inv(law.feature_columns()):
+        c = law.coordinate(row, 0.0)
+        axes.append(Axis(c, Period(*c.bounds(np.log(1e-9)), 0.0)))
+    shared = BLaw(law.lattice_law, law.transform, law.u, law.w, compiled=False)
+    for tol in (1e-4, 1e-8):
+        made = PairLattice(shared, axes[0], axes[1], np.abs(smooth(12, 12)), tol)
+        assert int((~made.merged).sum()) <= 4
+        assert made.degree <= 8
+
+
+def test_a_smaller_tolerance_walks_more() -> None:
+    law = output(SPARSE, "relu", 1e-10)
+    a, b = pair(law, 6.0)
+    shared = BLaw(law.lattice_law, law.transform, law.u, law.w, compiled=False)
+    points = [PairLattice(shared, a, b, np.abs(smooth(14, 11)), tol).points for tol in (1e-3, 1e-6, 1e-9)]
+    assert points[0] < points[1] < points[2]
+
+
+@pytest.mark.parametrize("prior", sorted({*SPARSE, *MIXED}, key=repr), ids=repr)
+def test_taylor_coefficients_give_the_characteristic_function(prior: Prior) -> None:
+    law = output((prior, Normal(0.0, 1.0)), "relu", 1e-6).y
+    weak = WeakSources(law, np.array([0.7, 0.2]), 6, np.exp(-0.1 * np.arange(-6, 7) ** 2))
+    if not weak.usable.all():  # phi of a fair coin has zeros, and other laws may come close
+        assert prior == Bernoulli(0.5)
+        return
+    along = float(np.array([0.7, 0.2]) @ law.loadings[:, 0])
+    for k in (-6, -1, 0, 4):
+        for delta in (0.05, -0.2):
+            series = sum(weak.coefficients[m, 0, k + 6] * delta**m for m in range(ORDERS))
+            t = k * along + delta
+            exact = complex(prior.cf(np.array(t))) * np.exp(-1j * prior.mean() * t)
+            left_out = 4 * abs(weak.coefficients[-1, 0, k + 6] * delta ** (ORDERS - 1))
+            assert abs(np.exp(series) - exact) <= 1e-9 + left_out
+            assert abs(np.exp(sum(weak.coefficients[m, 0, k + 6] * delta**m for m in range(3))) - exact) > 1e-9
