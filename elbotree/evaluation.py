@@ -7,17 +7,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import Kernels, generate
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.expectations import Expectations
 from elbotree.runtime.models import Encoder, Layer, Problem
 from elbotree.runtime.values import Values
 
-if TYPE_CHECKING:
-    from elbotree.runtime.spectral import SpectralExpectations
 
 #: The tolerance of `evaluate` and `gradient` where none is given.
 DEFAULT_TOL = 1e-6
@@ -151,11 +150,16 @@ def _met(
     tol: float,
     gradient_tol: float | None = None,
     done: Callable[[str], None] = lambda leaf: None,
-) -> tuple[dict[str, Estimate], SpectralExpectations]:
+) -> tuple[dict[str, Estimate], Expectations]:
     """The terms by the spectral engine, and the engine: asked for more where a term's error misses tol at first (how large
     the functions of a problem get is known only once they have been expanded)."""
+    from elbotree.runtime.sampling import EnumeratedExpectations
     from elbotree.runtime.spectral import SpectralExpectations
 
+    if EnumeratedExpectations.covers(problem.input):
+        # no noise and few values of x1: plain sums, exact to rounding
+        exact = EnumeratedExpectations(problem.layer, problem.input, problem.encoder)
+        return kernels.evaluate(exact, problem, done), exact
     for sharper in (1.0, 0.1, 0.003):
         engine = SpectralExpectations.for_problem(problem, tol * sharper, gradient_tol)
         estimates: dict[str, Estimate] = kernels.evaluate(engine, problem, done)

@@ -76,7 +76,7 @@ def test_integrands_that_are_not_finite_are_refused_by_name() -> None:
 
 def test_b_without_noise_is_refused_where_psi_is_not_affine() -> None:
     given = problem("relu")
-    given["input"]["noise_std"] = 0.0
+    given["input"] |= {"noise_std": 0.0, "priors": [{"kind": "exponential", "scale": 0.5}] * 3}
     with pytest.raises(
         UnsupportedError, match=r"b = <y, u> \+ theta carries no Gaussian noise .*give the input a small"
     ):
