@@ -17,7 +17,6 @@ from elbotree.runtime.expectations import Expectations
 from elbotree.runtime.models import Encoder, Layer, Problem
 from elbotree.runtime.values import Values
 
-
 #: The tolerance of `evaluate` and `gradient` where none is given.
 DEFAULT_TOL = 1e-6
 

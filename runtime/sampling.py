@@ -77,6 +77,22 @@ class _PointExpectations(ABC):
     ) -> Estimate:
         return self._average(lambda y, b, f: self._directed(gs, f, along, centre) @ np.asarray(weights))
 
+    def mean_f(self) -> Estimate:
+        """E f(x1), (n2,)."""
+        return self._average(lambda y, b, f: f)
+
+    def of_c_each(self, gs: Sequence[Integrand], *, weights: Array | None = None) -> Estimate:
+        """E[g_i(c)] for each i, (len,); the weights matter to other engines."""
+        return self._average(lambda y, b, f: self._values(gs, f))
+
+    def moments_fs(self, gs: Sequence[Integrand], centre: Array | None = None) -> Estimate:
+        """M = E[(f - centre) g_j(c_j)], (n2, len(gs))."""
+        return self._average(lambda y, b, f: _centred(f, centre)[:, :, None] * self._values(gs, f)[:, None, :])
+
+    def moments_ss(self, gs: Sequence[Integrand], hs: Sequence[Integrand], *, weights: Array | None = None) -> Estimate:
+        """G = E[g_j(c_j) h_k(c_k)], (len(gs), len(hs)); the weights matter to other engines."""
+        return self._average(lambda y, b, f: self._values(gs, f)[:, :, None] * self._values(hs, f)[:, None, :])
+
     def of_cc(self, gs: Sequence[Integrand], hs: Sequence[Integrand], *, weights: Array) -> Estimate:
         def per_sample(y: Array, b: Array, f: Array) -> Array:
             left = self._values(gs, f)
