@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from elbotree.objectives import flat_objective, profile_objective, torch_module
     from elbotree.report import write_report
     from elbotree.runtime.activations import Activation
-    from elbotree.runtime.errors import ElbotreeError, InputError, ToleranceError, UnsupportedError
+    from elbotree.runtime.errors import CostError, ElbotreeError, InputError, ToleranceError, UnsupportedError
     from elbotree.runtime.estimates import Estimate
     from elbotree.runtime.input_models import fit_input, input_from_sae
     from elbotree.runtime.joint import Joint, joint
@@ -54,6 +54,7 @@ _HOMES = {
     "Bernoulli": "elbotree.runtime.priors",
     "Chain": "elbotree.networks",
     "Discrete": "elbotree.runtime.priors",
+    "CostError": "elbotree.runtime.errors",
     "ElbotreeError": "elbotree.runtime.errors",
     "Encoder": "elbotree.runtime.models",
     "Estimate": "elbotree.runtime.estimates",

@@ -202,9 +202,21 @@ def kernels(psi: str, families: tuple[str, ...], out: Path | None, explain: bool
 @click.option("--eps", type=float, help="Width of the grid's bins (with --method grid).")
 @click.option("--check-samples", type=int, metavar="N", help="Set a check by N samples beside the values.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the check's samples.")
+@click.option("--max-seconds", type=float, help="Refuse, before the work, what is estimated to take longer.")
+@click.option(
+    "--max-memory", type=float, metavar="MIB", help="Refuse, before the work, what is estimated to take more."
+)
 @_FORMAT
 def evaluate(
-    problem: Path, tol: float | None, method: str, eps: float | None, check_samples: int | None, seed: int, style: str
+    problem: Path,
+    tol: float | None,
+    method: str,
+    eps: float | None,
+    check_samples: int | None,
+    seed: int,
+    max_seconds: float | None,
+    max_memory: float | None,
+    style: str,
 ) -> None:
     """Evaluate all twelve terms of the loss of PROBLEM, each with an estimate of its error.
 
@@ -218,7 +230,8 @@ def evaluate(
     from elbotree.sources import problem_at
 
     with _progress("evaluating the loss tree"):
-        values = elbotree.evaluate(problem_at(problem), tol, method, check_samples, eps, seed)
+        memory = None if max_memory is None else max_memory * 2**20
+        values = elbotree.evaluate(problem_at(problem), tol, method, check_samples, eps, seed, max_seconds, memory)
     _print_values(values, style)
 
 

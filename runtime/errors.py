@@ -20,3 +20,7 @@ class UnsupportedError(InputError):
 
 class ToleranceError(ElbotreeError, ArithmeticError):
     """A requested tolerance was not met; names the term, the estimate of its error, and what would help. Exit status 3."""
+
+
+class CostError(ElbotreeError):
+    """What was asked for would take more time or memory than allowed; raised before the work, with the estimates."""

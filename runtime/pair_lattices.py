@@ -34,11 +34,9 @@ _BLOCK = 200_000  # lattice points that the numpy walk holds at once
 # standard deviations are counted.
 _SPREAD = 3.0
 _HIGHEST = 8  # degree of the merged polynomial: rounding grows as steps^degree
-_ATOMS, _TABLE, _DEGREE = (
-    2.1,
-    18.0,
-    2.5,
-)  # nanoseconds that a point takes: an atom of a source, a table look-up, a degree of the polynomial
+# nanoseconds: of a pair; of a point, for itself, an atom of a source, a table look-up, a degree of the polynomial
+_PREPARED, _WALK, _ATOMS, _TABLE, _DEGREE = 3e5, 8.0, 2.1, 18.0, 2.5
+_NUMPY = 12.0  # how many times longer the numpy walk takes
 
 # the monomials |p|^c |q|^d, c + d < ORDERS, by degree
 _C, _D = (np.array(x) for x in zip(*[(c, m - c) for m in range(ORDERS) for c in range(m + 1)], strict=True))
@@ -232,13 +230,13 @@ class PairLattice:
             # far from the origin, where weights are small, the series must not run away either
             tol *= 0.1
             self.degree, self.merged, remainder = shared.merge(self.A, self.B, whole, self.first, 0.25 * tol)
-        points = float((2 * self.limits + 1).clip(min=0).sum()) * (1 + int((~self.merged).sum()))
-        if points > MAX_POINTS:
+        self.points = int((2 * self.limits + 1).clip(min=0).sum())
+        if self.points * (1.0 + int((~self.merged).sum())) > MAX_POINTS:
             raise UnsupportedError(
-                f"an expectation over a pair of encoder parameters would need {points:.2g} lattice points times sources; "
-                "loosen tol, raise input.noise_std, or use fewer encoder parameters per integrand"
+                f"an expectation over a pair of encoder parameters would need {self.points:.2g} lattice points for "
+                f"{int((~self.merged).sum())} sources, about {self.seconds():.0f} s a pair; loosen tol, raise input.noise_std, or "
+                "use fewer encoder parameters per integrand"
             )
-        self.points = points
         tail = shared.tail[np.maximum(self.limits - off_center[part], 0)]
         rounding = shared.unit * _amplification(self.first, self.limits.shape)[self.degree - 2]
         inside = gauss[part] * (tail + shared.norm * np.expm1(np.minimum(remainder, 1.0)) + rounding)
@@ -251,6 +249,16 @@ class PairLattice:
     def box(self) -> tuple[int, int]:
         """P and Q."""
         return self.weights.shape[0] // 2, self.weights.shape[1] - 1
+
+    def seconds(self) -> float:
+        """About how long the walk takes on one core."""
+        each = _WALK + _DEGREE * self.degree + float(self.shared.costs[~self.merged].sum())
+        return 1e-9 * (_PREPARED + self.points * each * (1.0 if self.shared.compiled else _NUMPY))
+
+    def memory(self, vectors: bool) -> int:
+        """Bytes that the sums take."""
+        powers, rows, columns, K, E = self._shape(vectors)
+        return 16 * rows * columns * (powers + E + 1 + (K if vectors else 0))
 
     # ------------------------------------------------------------------ sums
 

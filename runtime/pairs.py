@@ -12,6 +12,7 @@ own, made for the tolerance that pairs have.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,9 +72,11 @@ class PairTerm:
     coefficients: ComplexArray
     tail: float
     error: float
+    with_F: bool  # whether sums with F will be asked for too, so that the lattice is walked for them at once
 
     def value(self) -> float:
         """E[r_g r_h]."""
+        self.lattice.make(self.with_F)
         return self.lattice.value(self.coefficients)
 
     def F(self) -> Array:
@@ -201,7 +204,9 @@ class Pairs:
             lattice = self._lattices[key] = self._made_lattice(a, b, of_c, of_d, tol, shared, lattice)
         product = _product(s, r, lattice.box)
         tail = a.tail * b.size + b.tail * a.size + out.b_error * a.size * b.size
-        return PairTerm(lattice, product, tail, s.dropped * b.size + r.dropped * a.size + lattice.error(product))
+        return PairTerm(
+            lattice, product, tail, s.dropped * b.size + r.dropped * a.size + lattice.error(product), self._gradients
+        )
 
     def _made_lattice(
         self, a: Part, b: Part, of_c: float, of_d: float, tol: float, shared: BLaw, known: PairLattice | None
@@ -215,9 +220,13 @@ class Pairs:
         if known is not None:
             box, tol = (max(s.P, known.box[0]), max(r.P, known.box[1])), min(tol, known.tol)
             weights = np.maximum(_grown(weights, *box), _grown(known.weights, *box))
-        made = PairLattice(shared, a.axis, b.axis, weights, tol)
-        made.make(self._gradients)
-        return made
+        return PairLattice(shared, a.axis, b.axis, weights, tol)
+
+    def forecast(self, terms: Sequence[PairTerm], count: int) -> tuple[float, float]:
+        """Seconds on one core and bytes for `count` pairs, of which these are a fair choice."""
+        seconds = sum(term.lattice.seconds() for term in terms) / len(terms) * (2.0 if self._gradients else 1.0)
+        memory = sum(term.lattice.memory(self._gradients) for term in terms) / len(terms)
+        return seconds * count, min(memory * count, max(_KEPT_BYTES, memory))
 
     def forget(self) -> None:
         """Drop the oldest sums, should they take too much memory."""

@@ -14,6 +14,7 @@ vector form Y, so that E[g f] costs no more dimensions; ranges come from Chernof
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,20 +25,21 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.errors import CostError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, best_spectrum, finite, series_2d
 from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, Term
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.output_law import OutputLaw
-from elbotree.runtime.pairs import Pairs
+from elbotree.runtime.pairs import Pairs, PairTerm
 
 Array = NDArray[np.float64]
 
 _COMPILE_FROM = 100_000  # pairs times sources times digits cubed: n = 8 at tol 1e-4 is below, n = 8 at 1e-6 above
 _AT_ONCE = 64  # pairs that are walked between two looks at the memory that their sums take
 
+_log = logging.getLogger(__name__)
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
@@ -115,6 +117,9 @@ class SpectralExpectations:
         gradient_tol: the same for the sums that carry F = (f, 1); given, gradients will be asked for, and the sums of a
             pair are made for value and gradient at once. Left out, it is tol
 
+        max_seconds, max_memory: estimates of the pairs' time (s) and memory (bytes) beyond which CostError is raised before
+            they are begun
+
     Raises InputError for a tol out of range, and what `OutputLaw` raises.
     """
 
@@ -128,12 +133,15 @@ class SpectralExpectations:
         pair_tol: float | None = None,
         gradient_tol: float | None = None,
         threads: int | None = None,
+        max_seconds: float | None = None,
+        max_memory: float | None = None,
     ) -> None:
         self.output = OutputLaw(layer, p1, tol)
         self.encoder, self.tol = encoder, float(tol)
         self.pair_tol = float(tol if pair_tol is None else pair_tol)
         self.gradient_tol = float(tol if gradient_tol is None else gradient_tol)
         self._threads = threads or os.cpu_count() or 1
+        self.max_seconds, self.max_memory = max_seconds, max_memory
         self.w = layer.w
         # compiled loops pay from a certain amount of work on; a rule by size, not by time, gives the same bits every time
         size = len(encoder) ** 2 * len(self.output.lattice_law.priors) * np.log10(1 / self.pair_tol) ** 3
@@ -149,7 +157,14 @@ class SpectralExpectations:
         self._mean_level = 1
 
     @classmethod
-    def for_problem(cls, problem: Problem, tol: float, gradient_tol: float | None = None) -> SpectralExpectations:
+    def for_problem(
+        cls,
+        problem: Problem,
+        tol: float,
+        gradient_tol: float | None = None,
+        max_seconds: float | None = None,
+        max_memory: float | None = None,
+    ) -> SpectralExpectations:
         """An engine under which all twelve nodes of the problem's tree meet tol * max(1, |value|).
 
         R3 divides S1 and the T's by 2 sigma2^2, and sums add errors: of tol * min(1, 2 sigma2^2), T3 gets three quarters
@@ -164,6 +179,8 @@ class SpectralExpectations:
             tol=min(leaf, 0.5),
             pair_tol=min(max(1e-14, 0.75 * share), 0.5),
             gradient_tol=gradient_tol,
+            max_seconds=max_seconds,
+            max_memory=max_memory,
         )
 
     @cached_property
@@ -488,12 +505,29 @@ class SpectralExpectations:
                     record(j, k, *known[1:])
                 else:
                     waiting.append((j, k, tol))
+            self._check_cost(
+                [self.pairs.term(gs[j], hs[k], tol, level) for j, k, tol in _spread(waiting)], len(waiting)
+            )
             for batch, results in self._in_threads(walked, waiting):
                 for (j, k, tol), found in zip(batch, results, strict=True):
                     record(j, k, *found)
                     if means:
                         self._mean_pairs[gs[j].label, hs[k].label, level] = (tol, *found)
         return out
+
+    def _check_cost(self, terms: Sequence[PairTerm], count: int) -> None:
+        """Say how long `count` pairs like these will take, before they do; refuse where that is more than was allowed."""
+        if not terms:
+            return
+        seconds, memory = self.pairs.forecast(terms, count)
+        seconds /= min(self._threads, count) if self._compiled else 1
+        said = f"{count:,} pairs of features would take about {seconds:.2g} s and {memory / 2**20:,.0f} MiB"
+        _log.log(logging.INFO if seconds > 10 else logging.DEBUG, said)
+        help_ = "loosen tol, raise input.noise_std, or allow more"
+        if self.max_seconds is not None and seconds > self.max_seconds:
+            raise CostError(f"{said}, more than max_seconds = {self.max_seconds:g}; {help_}")
+        if self.max_memory is not None and memory > self.max_memory:
+            raise CostError(f"{said}, more than max_memory = {self.max_memory / 2**20:,.0f} MiB; {help_}")
 
     def _lines(
         self,
@@ -628,6 +662,11 @@ class SpectralExpectations:
         along = self.of_c_F(gs, along=functionals[:, :n])
         last = functionals[:, n:]
         return Estimate(along.value + last * plain.value, along.error + np.abs(last) * plain.error)
+
+
+def _spread(tasks: Sequence[_Task]) -> list[_Task]:
+    """At most eight of them, evenly spaced."""
+    return list(tasks[:: max(1, -(-len(tasks) // 8))])
 
 
 def _name(g: Integrand) -> str:
