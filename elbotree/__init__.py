@@ -157,6 +157,7 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "Plan",
     "ElbotreeError",
     "InputError",
+    "CostError",
     "ToleranceError",
     "UnsupportedError",
     "__version__",

@@ -36,10 +36,10 @@ def test_the_estimate_is_held_against_the_allowance(ask: object) -> None:
 
 def test_a_tighter_tolerance_is_estimated_to_take_longer(caplog: pytest.LogCaptureFixture) -> None:
     seconds = []
-    for tol in (1e-3, 1e-9):
+    for tol in (1e-2, 1e-6):
         caplog.clear()
         with caplog.at_level(logging.DEBUG, logger="elbotree.runtime.spectral"):
             et.evaluate(problem(), tol=tol)
         said = next(r.getMessage() for r in caplog.records if "pairs of features" in r.getMessage())
         seconds.append(float(said.split("about ")[1].split(" s")[0]))
-    assert seconds[1] > 2 * seconds[0]
+    assert seconds[1] > 1.5 * seconds[0]
