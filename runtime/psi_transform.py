@@ -6,7 +6,9 @@ With beta = b - bbar on [lo, hi], frequencies k step (k = -modes..modes) and 2 p
 
 which is all that an expectation ever asks of psi: three numbers per mode n. Where psi is linear between its breaks
 (relu, leaky_relu, abs, hardtanh, heaviside, sign) each piece is a spherical Bessel function in closed form and costs
-no nodes; elsewhere Gauss-Legendre panels are used, as many nodes as the frequencies need.
+no nodes. Where psi is smooth on the whole range the trapezoidal rule is used, by one fast Fourier transform a mode: the
+integrand of a lattice sum carries the density of b, which is zero at both ends, and so the rule is as good as exact for
+the sum, though not for each k alone. Elsewhere Gauss-Legendre panels are used, as many nodes as the frequencies need.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import fft
+from scipy.special import erfc
 
 from elbotree.runtime.activations import Activation
 from elbotree.runtime.errors import UnsupportedError
@@ -23,6 +27,17 @@ from elbotree.runtime.quadrature import panels
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
+
+
+_MOST_POINTS = 1 << 16  # on which a smooth psi is looked at
+_AT_ONCE = 1 << 17  # points whose waves are held at once
+
+
+def _waves(angle: Array) -> ComplexArray:
+    """exp(i angle); sine and cosine of real arrays are vectorised, exponentials of complex ones are not."""
+    out = np.empty(angle.shape, dtype=np.complex128)
+    out.real, out.imag = np.cos(angle), np.sin(angle)
+    return out
 
 
 def finite_psi(psi: Activation, b: Array) -> Array:
@@ -44,6 +59,7 @@ class PsiTransform:
         self.psi, self.bbar, self.lo, self.hi, self.modes, self.tol = psi, bbar, lo, hi, modes, tol
         self.step = 2 * np.pi / (hi - lo)
         self._nodes: dict[int, tuple[Array, Array, Array, ComplexArray]] = {}
+        self._grids: dict[int, int] = {}
 
     def at(self, beta: Array) -> Array:
         """psi at b = bbar + beta."""
@@ -105,9 +121,56 @@ class PsiTransform:
         if self.psi.pieces is not None:
             return self._linear_pieces(center, theta, alpha, powers)
         turns = float(np.max(np.abs(theta) + np.abs(alpha) * self.steepness, initial=0.0)) + 1.0
+        points = self.points(turns) if not self.breaks else 0
+        if points:
+            return self._by_trapezoids(center, theta, alpha, powers, points)
         beta, _, psi, F = self.nodes(turns)
-        phase = np.exp(1j * (center[:, None] + np.multiply.outer(theta, beta) + np.multiply.outer(alpha, psi)))
+        phase = _waves(center[:, None] + np.multiply.outer(theta, beta) + np.multiply.outer(alpha, psi))
         return np.stack([(phase * psi**power) @ F.T for power in range(powers)])
+
+    def points(self, turns: float) -> int:
+        """How many points, a power of two, the trapezoidal rule needs for integrands that turn by at most `turns` per unit of b
+        besides the lattice's own frequencies; 0 where psi is too rough for it.
+
+        Read off the spectrum of the steepest integrand under a window that dies out at both ends, as the density does.
+        """
+        level = int(np.ceil(np.log(max(turns, 1e-3)) / np.log(1.25)))
+        if level not in self._grids:
+            turn = 1.25**level
+            fine = 1 << int(np.ceil(np.log2(16 * (self.modes + turn / self.step) + 256)))
+            self._grids[level] = 0
+            if fine <= _MOST_POINTS:
+                x = np.arange(fine) / fine
+                psi = self.at(self.lo + (self.hi - self.lo) * x)
+                window = 0.5 * erfc(6.0 * (np.abs(2 * x - 1) - 0.8) / 0.2)
+                parts = [
+                    np.abs(np.fft.fft(g * window)) / fine
+                    for g in (_waves(turn * psi / self.steepness), (psi / self.largest) ** 2)
+                ]
+                size = np.maximum(*parts)
+                size[1 : fine // 2] += size[: fine // 2 : -1]  # both signs
+                beyond = np.cumsum(size[: fine // 2][::-1])[::-1]
+                good = np.nonzero(beyond <= max(0.1 * self.tol, 1e-13))[0]
+                if len(good):
+                    points = 1 << int(np.ceil(np.log2(2 * (self.modes + int(good[0])) + 2)))
+                    self._grids[level] = points if points <= fine else 0
+        return self._grids[level]
+
+    def _by_trapezoids(self, center: Array, theta: Array, alpha: Array, powers: int, points: int) -> ComplexArray:
+        beta = self.lo + (self.hi - self.lo) * np.arange(points) / points
+        psi = self.at(beta)
+        k = np.arange(-self.modes, self.modes + 1)
+        ends = _waves(-self.step * self.lo * k) / points
+        out = np.empty((powers, len(center), len(k)), dtype=np.complex128)
+        height = max(1, _AT_ONCE // points)
+        for start in range(0, len(center), height):
+            rows = slice(start, start + height)
+            wave = _waves(
+                center[rows, None] + np.multiply.outer(theta[rows], beta) + np.multiply.outer(alpha[rows], psi)
+            )
+            for power in range(powers):
+                out[power, rows] = fft(wave * psi**power if power else wave, axis=1)[:, k] * ends
+        return out
 
     @cached_property
     def pieces(self) -> Array:

@@ -58,12 +58,35 @@ def test_closed_form_and_nodes_agree(text: str) -> None:
     np.testing.assert_allclose(rows(psi), by_nodes, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("text", ["tanh", "gelu", "sin(3*b) + abs(b)", "b*tanh(b)/(1 + b**2)", "elu", "max(b, 0)**2"])
+@pytest.mark.parametrize("text", ["sin(3*b) + abs(b)", "elu", "max(b, 0)**2", "where(b > 0, tanh(b), sin(b))"])
 def test_nodes_for_every_other_psi(text: str) -> None:
     psi = compile_psi(text)
     assert psi.pieces is None
     scale = float(np.abs(psi.value(BBAR + np.linspace(LO, HI, 99))).max()) ** 2
     np.testing.assert_allclose(rows(psi), brute(psi), atol=1e-12 * max(1.0, scale), rtol=0)
+
+
+@pytest.mark.parametrize("text", ["tanh", "gelu", "b*tanh(b)/(1 + b**2)", "tanh(5*b)", "b**3 - b", "1/(1 + 25*b**2)"])
+def test_trapezoids_for_smooth_psi_are_right_where_a_density_weighs_them(text: str) -> None:
+    """The frequencies of a density that is zero at both ends of the range, met with the rows and with brute quadrature."""
+    psi = compile_psi(text)
+    modes = 60
+    k = np.arange(-modes, modes + 1)
+    density = np.exp(
+        -0.5 * (0.16 * 2 * np.pi / (HI - LO) * k) ** 2
+    )  # a normal of standard deviation 0.16 around beta = 0
+    transform = PsiTransform(psi, BBAR, LO, HI, modes, 1e-13)
+    assert transform.points(float(np.max(np.abs(THETA) + np.abs(ALPHA) * transform.steepness)) + 1.0) > 0
+    found = transform.rows(CENTER, THETA, ALPHA, 3) @ density
+    beta = np.linspace(LO, HI, 200_001)
+    value = psi.value(BBAR + beta)
+    h = np.exp(-0.5 * (beta / 0.16) ** 2) * np.sqrt(2 * np.pi) / (0.16 * 2 * np.pi)
+    for n in range(len(CENTER)):
+        wave = np.exp(1j * (CENTER[n] + THETA[n] * beta + ALPHA[n] * value))
+        for power in range(3):
+            exact = np.sum(h * wave * value**power) * (HI - LO) / 200_000
+            scale = max(1.0, float(np.abs(value[np.abs(beta) < 1.3]).max()) ** power)
+            assert abs(found[power, n] - exact) <= 1e-12 * scale
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(0.1, 2.0), (-2.0, -0.4), (-1.4, 0.9)])
