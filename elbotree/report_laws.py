@@ -127,7 +127,7 @@ def _point(law: Joint, p: float) -> float:
     while high - low > 1e-3 * std:
         middle = (low + high) / 2
         low, high = (middle, high) if law.tail(middle, _TOL).value > p else (low, middle)
-    return low
+    return float(low)
 
 
 def interval(counts: Array, total: int, z: float = 2.0) -> tuple[Array, Array]:

@@ -160,7 +160,7 @@ class PsiTransform:
         beta = self.lo + (self.hi - self.lo) * np.arange(points) / points
         psi = self.at(beta)
         k = np.arange(-self.modes, self.modes + 1)
-        ends = _waves(-self.step * self.lo * k) / points
+        ends = _waves(np.asarray(-self.step * self.lo * k, dtype=np.float64)) / points
         out = np.empty((powers, len(center), len(k)), dtype=np.complex128)
         height = max(1, _AT_ONCE // points)
         for start in range(0, len(center), height):
