@@ -164,7 +164,10 @@ def derive(node: str | None, steps: bool, verify: bool, style: str) -> None:
 @click.option("--out", type=_PATH, help="Write the module there instead of to standard output.")
 @click.option("--explain", is_flag=True, help="Say what the algebra found and did, instead of printing the module.")
 @click.option("--check", "checked", type=_PATH, metavar="FILE", help="Say whether FILE still matches the derivation.")
-def kernels(psi: str, families: tuple[str, ...], out: Path | None, explain: bool, checked: Path | None) -> None:
+@_FORMAT
+def kernels(
+    psi: str, families: tuple[str, ...], out: Path | None, explain: bool, checked: Path | None, style: str
+) -> None:
     """Print the numpy kernels for a nonlinearity and posterior families: a readable Python module without sympy.
 
     \b
@@ -177,8 +180,11 @@ def kernels(psi: str, families: tuple[str, ...], out: Path | None, explain: bool
 
     if checked is not None:
         differences = check(checked)
-        for line in differences:
-            _print(line)
+        if style == "json":
+            _print(json.dumps({"file": str(checked), "differences": list(differences)}))
+        else:
+            for line in differences:
+                _print(line)
         if differences:
             raise _Mistake(f"{checked} differs from what this version generates; write it again with --out")
         _note(f"{checked} matches")
@@ -186,13 +192,17 @@ def kernels(psi: str, families: tuple[str, ...], out: Path | None, explain: bool
     names = [name.strip() for group in families for name in group.split(",") if name.strip()]
     with _progress("generating kernels"):
         module = generate(psi=psi, family=names)
-    if explain:
-        _print(module.explain())
-    elif out is None:
-        _print(module.source.rstrip("\n"))
-    else:
+    if out is not None:
         module.write(out)
         _note(f"wrote {out}")
+    if style == "json":
+        made = {"explanation": module.explain()} if explain else {"source": module.source}
+        written = None if out is None else str(out)
+        _print(json.dumps({"psi": psi, "families": list(module.families), "written": written, **made}))
+    elif explain:
+        _print(module.explain())
+    elif out is None:
+        _print_python(module.source.rstrip("\n"), style)
 
 
 @main.command(short_help="The twelve terms of the loss, each with its error.")
@@ -675,6 +685,16 @@ def _rich_table(values: Values) -> Table:
         name.stylize("bold cyan", len(term.rstrip("LRSTU123")))
         drawn.add_row(name, Text(number, "bold"), Text(error, "dim"), *others)
     return drawn
+
+
+def _print_python(source: str, style: str) -> None:
+    """Source text: in colours on a terminal."""
+    if style == "rich" and sys.stdout.isatty():
+        from rich.syntax import Syntax
+
+        _console().print(Syntax(source, "python", theme="ansi_dark", background_color="default"), soft_wrap=True)
+    else:
+        _print(source)
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> None:

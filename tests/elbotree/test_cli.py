@@ -46,6 +46,27 @@ def one_line_error(result: Result, status: int, pattern: str) -> None:
     assert re.fullmatch(rf"error: .*{pattern}.*\n", result.stderr), result.stderr
 
 
+def on_a_terminal(*arguments: object, **more: str) -> str:
+    """What a terminal shows of a command (standard error is no terminal)."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    command = [sys.executable, "-m", "elbotree", *map(str, arguments)]
+    environment = kept | {"TERM": "xterm-256color", "COLUMNS": "120"} | more
+    done = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # Linux says "input/output error" where the other end is closed
+        while piece := os.read(ours, 4096):
+            seen += piece
+    assert done.communicate()[1] == b""  # so there is no progress
+    return seen.decode()
+
+
+needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+
+
 def test_help_lists_the_verbs_in_the_order_of_use() -> None:
     lines = run("--help").stdout.split("Commands:")[1].splitlines()
     assert [line.split()[0] for line in lines if line.strip()] == VERBS
@@ -94,6 +115,31 @@ def write_network(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
 
 
+def test_kernels_as_json(tmp_path: Path) -> None:
+    printed = json.loads(run("kernels", "--family", "normal,bernoulli", "--format", "json").stdout)
+    assert printed["source"] == et.generate("relu", ["bernoulli", "normal"]).source
+    assert printed["families"] == ["bernoulli", "normal"]
+    target = tmp_path / "k.py"
+    assert json.loads(run("kernels", "--out", target, "--format", "json").stdout)["written"] == str(target)
+    assert json.loads(run("kernels", "--check", target, "--format", "json").stdout)["differences"] == []
+    assert "explanation" in json.loads(run("kernels", "--explain", "--format", "json").stdout)
+
+
+def test_every_verb_that_has_results_takes_the_three_formats() -> None:
+    for verb in set(VERBS) - {"example", "completion"}:
+        choices = re.findall(r"--format \[([^\]]*)\]", run(verb, "--help").stdout)[0]
+        assert {"rich", "plain", "json"} <= set(re.split(r"[|\s]+", choices)), verb
+
+
+@needs_pty
+def test_source_on_a_terminal_keeps_its_text() -> None:
+    seen = on_a_terminal("kernels", "--family", "bernoulli")
+    assert "\x1b[" in seen
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", seen).replace("\r\n", "\n")
+    source = et.generate("relu", "bernoulli").source.rstrip("\n")
+    assert [line.rstrip() for line in bare.rstrip("\n").split("\n")] == [line.rstrip() for line in source.split("\n")]
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "sample", "tail", "report", "doctor"])
 def test_json_stands_alone_on_standard_output(verb: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
@@ -103,27 +149,6 @@ def test_json_stands_alone_on_standard_output(verb: str, place: Path, monkeypatc
     assert result.exit_code == 0, result.output
     json.loads(result.stdout)
     assert result.stderr == ""
-
-
-def on_a_terminal(*arguments: object, **more: str) -> str:
-    """What a terminal shows of a command (standard error is no terminal)."""
-    import pty
-
-    ours, theirs = pty.openpty()
-    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
-    command = [sys.executable, "-m", "elbotree", *map(str, arguments)]
-    environment = kept | {"TERM": "xterm-256color", "COLUMNS": "120"} | more
-    done = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment)
-    os.close(theirs)
-    seen = b""
-    with contextlib.suppress(OSError):  # Linux says "input/output error" where the other end is closed
-        while piece := os.read(ours, 4096):
-            seen += piece
-    assert done.communicate()[1] == b""  # so there is no progress
-    return seen.decode()
-
-
-needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
 
 @needs_pty
