@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import logit, softmax
 
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior
@@ -134,10 +134,12 @@ def first_encoder(start: Start, mean: Array, covariance: Array, family: Sequence
             gain = 1.0 / v[j]
             out.append(Posterior("tilted", gain * row, [gain * offset + shift], precision=precision, base=base))
         elif name == "bernoulli":
-            # log odds of beta = mean + std against mean - std from an observation with noise v
-            std = float(np.sqrt(variances[j]))
-            gain = min(2 * std / v[j], 8.0 / std)
-            out.append(Posterior("bernoulli", gain * row, [gain * (offset - means[j])]))
+            # log odds of 1 against 0 from an observation with noise v; for another prior, of mean + std against mean - std
+            if isinstance(prior, Bernoulli) and 0 < prior.p < 1:
+                gain, middle, odds = 1.0 / v[j], 0.5, float(logit(prior.p))
+            else:
+                gain, middle, odds = 2.0 * float(np.sqrt(variances[j])) / v[j], means[j], 0.0
+            out.append(Posterior("bernoulli", gain * row, [gain * (offset - middle) + odds]))
         elif name == "normal":
             out.append(Posterior("normal", row, [offset], std=float(np.sqrt(v[j]))))
         elif name == "normal_scale":

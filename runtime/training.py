@@ -302,14 +302,17 @@ class _Run:
         if state.coarse and state.at + 1 < len(state.attempts):
             state.at += 1
             return
+        last = state.at
         if state.coarse:
             state.coarse = False
             losses = [math.inf if a.loss is None else a.loss for a in state.attempts]
             state.at = int(np.argmin(losses))
             attempt = state.attempts[state.at]
         if state.tol > self.tol:
-            state.tol = max(self.tol, 0.1 * state.tol)
-            state.tol = self.tol if state.tol < 3 * self.tol else state.tol
+            state.tol = self.tol if state.tol < 30 * self.tol else 0.1 * state.tol
+            if attempt is state.attempts[last]:  # the same point and coordinates: L-BFGS keeps its memory
+                finer = self._objective(attempt.encoder)
+                state.search = Search(search.x, *finer.fun_and_jac(search.x), search.steps, search.changes)
         else:
             state.message = f"converged: {attempt.message}" if "limit" not in attempt.message else attempt.message
 
@@ -344,8 +347,8 @@ def _norm(gradient: Array) -> float:
 def _reason(search: Search, gains: Sequence[float], tol: float) -> str:
     """Why a leg ends here; empty while it goes on."""
     norm = _norm(search.gradient)
-    if norm <= tol:
-        return f"gradient norm {norm:.2g} is below {tol:g}"
+    if norm <= 1e-2 * tol:
+        return f"gradient norm {norm:.2g} is below {1e-2 * tol:g}"
     if len(search.steps) >= _PATIENCE and search.expected_gain < 0.03 * tol:
         return f"gradient norm {norm:.2g} promises no more than {search.expected_gain:.1g} nats"
     if len(gains) >= _PATIENCE and sum(gains[-_PATIENCE:]) < 0.1 * _PATIENCE * tol:
