@@ -11,6 +11,7 @@ the cross-entropy and so on the entropy.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 
@@ -37,9 +38,7 @@ def entropy(density: Density, lo: float, hi: float, marks: list[float]) -> float
         return -p * np.log(p) if p > 0 else 0.0
 
     edges = [lo, *sorted(marks), hi]
-    return sum(
-        quad(integrand, a, b, epsabs=1e-11, epsrel=1e-11, limit=400)[0] for a, b in zip(edges[:-1], edges[1:], strict=True)
-    )
+    return sum(quad(integrand, a, b, epsabs=1e-11, epsrel=1e-11, limit=400)[0] for a, b in itertools.pairwise(edges))
 
 
 def atoms(points: list[float], masses: list[float]) -> float:
@@ -80,7 +79,9 @@ def main() -> None:
     options = parser.parse_args()
     print(machine())
     print(f"identity f, n = {options.n} orthonormal features, sigma = {SIGMA}, tol {options.tol:g}")
-    print(f"{'features':<16} {'family':<10} {'priors':<11} {'L':>11} {'error':>8} {'entropy':>11} {'L - entropy':>12} {'s':>7}")
+    print(
+        f"{'features':<16} {'family':<10} {'priors':<11} {'L':>11} {'error':>8} {'entropy':>11} {'L - entropy':>12} {'s':>7}"
+    )
     B = np.linalg.qr(np.random.default_rng(0).standard_normal((options.n, options.n)))[0]
     layer = et.Layer(np.eye(options.n), np.zeros(options.n), np.zeros(options.n), "identity")
     for name, family, form, prior, single in cases():

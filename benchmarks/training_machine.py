@@ -18,7 +18,9 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     about = Path("/proc/cpuinfo")
     if about.exists():
-        models = [line.split(":", 1)[1].strip() for line in about.read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line.split(":", 1)[1].strip() for line in about.read_text().splitlines() if line.startswith("model name")
+        ]
         name = models[0] if models else name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (

@@ -79,7 +79,9 @@ def main() -> None:
     parser.add_argument("--tol", type=float, default=1e-3)
     options = parser.parse_args()
     print(machine())
-    print(f"n = m2 = {options.n}, {options.seeds} seeds, Bernoulli posteriors, tol {options.tol:g}; L is the mean over the seeds")
+    print(
+        f"n = m2 = {options.n}, {options.seeds} seeds, Bernoulli posteriors, tol {options.tol:g}; L is the mean over the seeds"
+    )
     print(f"{'layer':<12} {'method':<9} {'found':>7} {'worst seed':>11} {'L':>10} {'s a fit':>8}")
     for kind in options.layers.split(","):
         for method in options.methods.split(","):

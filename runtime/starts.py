@@ -168,7 +168,7 @@ def pursued(layer: Layer, p1: FeatureModel, rows: Array, family: Sequence[str]) 
     """
     mean, covariance = output_moments(layer, p1, _PURSUIT_TOL)
     values, vectors = np.linalg.eigh(covariance - p1.noise_std**2 * layer.A @ layer.A.T)
-    values = np.maximum(values, 1e-3 * values.max())
+    values = np.maximum(values, 1e-6 * values.max())
     root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
     columns: list[Array] = []
     priors: list[Prior] = []

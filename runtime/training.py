@@ -44,6 +44,7 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 _COARSE = 1e-3  # the tolerance that every start is trained at first
+_SEEN = 0.05  # of tol: what a step must promise to be tried
 _PATIENCE = 3  # iterations that together must gain 0.1 tol each, or the loss has stalled
 DEAD = 1e-3  # nats of information about x2 below which a feature is dead
 
@@ -229,7 +230,7 @@ class _Run:
         reason = _reason(state.search, self._gains(), state.tol)
         while not reason and count < self.iterations:
             started = time.perf_counter()
-            found = advance(state.search, trial, 1e-2 * state.tol)
+            found = advance(state.search, trial, _SEEN * state.tol)
             if found is None:
                 reason = (
                     f"the loss stalled: no step along the gradient lowers it by what tol {state.tol:g} can tell, gradient "
@@ -349,7 +350,7 @@ def _reason(search: Search, gains: Sequence[float], tol: float) -> str:
     norm = _norm(search.gradient)
     if norm <= 1e-2 * tol:
         return f"gradient norm {norm:.2g} is below {1e-2 * tol:g}"
-    if len(search.steps) >= _PATIENCE and search.expected_gain < 0.03 * tol:
+    if len(search.steps) >= _PATIENCE and search.expected_gain < _SEEN * tol:
         return f"gradient norm {norm:.2g} promises no more than {search.expected_gain:.1g} nats"
     if len(gains) >= _PATIENCE and sum(gains[-_PATIENCE:]) < 0.1 * _PATIENCE * tol:
         return f"the loss stalled: {_PATIENCE} iterations improved it by {sum(gains[-_PATIENCE:]):.1g}, gradient norm {norm:.2g}"
