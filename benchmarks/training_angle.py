@@ -83,11 +83,14 @@ def best_mean_field(law: Law, numbers: Array) -> tuple[float, Array]:
 
 
 def any_q(law: Law, B: Array, p: float, sigma: float) -> float:
-    """The least loss over models, from the truth and from models with a column turned away or shared."""
+    """The least loss over models, from the truth, from one with a column turned away and from two columns in one direction
+    (features that count how many are on)."""
     least = np.inf
-    for turn in (0.0, 0.3, -0.3):
-        columns = B + turn * np.array([[0.0, -B[1, 1]], [0.0, B[0, 1]]])
-        start = np.concatenate([columns.ravel(), [0.0, 0.0, np.log(sigma)], [logit(p)] * 2])
+    turn, middle = np.array([[0.0, -B[1, 1]], [0.0, B[0, 1]]]), 0.5 * B.sum(axis=1)
+    counts = logit([1 - (1 - p) ** 2, p**2])  # one feature on if any is, the other if both are
+    starts = [(B, [logit(p)] * 2), (B + 0.3 * turn, [logit(p)] * 2), (np.column_stack([middle, middle]), counts)]
+    for columns, odds in starts:
+        start = np.concatenate([np.ravel(columns), [0.0, 0.0, np.log(sigma)], odds])
         options = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-8}
         found = minimize(
             lambda numbers: best_mean_field(law, numbers), start, jac=True, method="L-BFGS-B", options=options
@@ -117,7 +120,7 @@ def main() -> None:
         p1 = et.FeatureModel(B, [et.Bernoulli(options.p)] * 2, options.sigma)
         started = time.perf_counter()
         losses = [
-            float(et.fit(layer, p1, tol=options.tol, prior=form, starts=3).values["L"].value)
+            float(et.fit(layer, p1, tol=options.tol, prior=form, starts=8).values["L"].value)
             for form in ("parametric", "binned")
         ]
         seconds = time.perf_counter() - started

@@ -187,8 +187,8 @@ def fit(
         prior        of tilted features, one word for all or one each: "parametric" keeps the form of the propagated
                      feature's prior (Bernoulli, normal, its own points), "binned" gives it masses on equally spaced points
         starts       how many starts, the best of which is kept (`Fit.starts` reports all): the propagated features, or
-                     `encoder`; then pursuits of the least Gaussian directions of f(x1), from the rows of `encoder` where
-                     one is given, and from random rows
+                     `encoder`; a pursuit of the least Gaussian directions of f(x1), from the rows of `encoder` where one
+                     is given; then random encoders, the same ones at each call
         encoder      where to start instead of the propagated features
         noise_floor  the least sigma2 allowed; left out, a thousandth of the output's root mean square deviation, or less
                      where Gaussian noise of full rank bounds the loss. Where f(x1) has no density on R^n2 the loss is

@@ -10,7 +10,7 @@ x in which the signal's covariance is I, with c = <w, x> and |w| = 1,
 and w <- grad J / |grad J| is the power iteration on the cumulant tensors. For independent features of unit variance with
 orthonormal directions e_i, kappa_k(w) = sum_i kappa_k,i <w, e_i>^k: the only attractors are the e_i, and the approach is
 quadratic at least. All rows go at once, made orthonormal after each step (W <- (W W^T)^-1/2 W), so that no two find the same
-feature; beyond n2 rows, what is found is subtracted from the cumulants (deflation) and the next block follows. Gaussian
+feature, and then on their own, since more features than dimensions cannot be orthogonal; beyond n2 rows, what is found is subtracted from the cumulants (deflation) and the next block follows. Gaussian
 noise has no third and fourth cumulants: it falls out. The expectations are the spectral engine's, one lattice a row.
 """
 
@@ -30,7 +30,17 @@ from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Normal, Pr
 from elbotree.runtime.profile import output_moments
 from elbotree.runtime.spectral import SpectralExpectations
 
-__all__ = ["FAMILIES", "Start", "binned", "binned_samples", "first_encoder", "propagated", "pursued", "random_rows"]
+__all__ = [
+    "FAMILIES",
+    "Start",
+    "binned",
+    "binned_samples",
+    "first_encoder",
+    "propagated",
+    "pursued",
+    "random_encoder",
+    "random_rows",
+]
 
 Array = NDArray[np.float64]
 
@@ -38,6 +48,7 @@ FAMILIES = ("tilted", "bernoulli", "normal", "normal_scale", "exponential")
 _POINTS = 25  # points of a binned prior
 _PURSUIT_TOL = 1e-3
 _PURSUIT_STEPS = 40
+_ONE_PLACE = 0.95  # the cosine above which two rows count as one
 _TWO_POINTS = 0.3  # by how much kappa_4 may exceed kappa_3^2 - 2, its least value, for a law that counts as two points
 _GAUSSIAN = 0.02  # the J below which a direction counts as Gaussian
 
@@ -154,9 +165,36 @@ def first_encoder(start: Start, mean: Array, covariance: Array, family: Sequence
 # ------------------------------------------------------------------ features of a law of which nothing is known
 
 
-def random_rows(seed: int, rows: int, layer: Layer) -> Array:
+def random_rows(rows: int, layer: Layer) -> Array:
     """Standard normal rows, (rows, n2): where a pursuit starts when nobody says."""
-    return np.random.default_rng([seed, rows, layer.n2]).standard_normal((rows, layer.n2))
+    return np.random.default_rng([rows, layer.n2]).standard_normal((rows, layer.n2))
+
+
+def random_encoder(seed: int, like: Encoder, mean: Array, covariance: Array) -> Encoder:
+    """Soft posteriors of the same families and bases along random directions: what a start that knows nothing is.
+
+    Each reads d = <r, x2 - E x2> of unit deviation, at a random threshold t between -1/4 and 1: as if beta were observed as
+    mu + tau (d - t) with noise of variance tau^2 / 2, mu and tau mean and deviation of the base. So a row does not decide at
+    once, and two rows may share a direction at different thresholds, which no start by directions alone can do.
+    """
+    rng = np.random.default_rng([seed, len(like), len(mean)])
+    out = []
+    for q in like:
+        row = rng.standard_normal(len(mean))
+        row, t = row / np.sqrt(max(float(row @ covariance @ row), 1e-300)), rng.uniform(-0.25, 1.0)
+        offset = -float(row @ mean) - t
+        if q.family == "tilted":
+            assert q.base is not None
+            mu, tau = q.base.mean(), max(float(np.sqrt(q.base.variance())), 1e-150)
+            bias = [2 * mu / tau**2 + 2 / tau * offset]
+            out.append(Posterior("tilted", 2 / tau * row, bias, precision=2 / tau**2, base=q.base))
+        elif q.family == "bernoulli":
+            out.append(Posterior("bernoulli", 4 * row, [4 * offset]))
+        elif q.family == "normal_scale":
+            out.append(Posterior("normal_scale", np.array([row, np.zeros_like(row)]), [offset, 0.0]))
+        else:
+            out.append(Posterior(q.family, row, [offset], parameters=q.parameters))
+    return Encoder(out)
 
 
 def pursued(layer: Layer, p1: FeatureModel, rows: Array, family: Sequence[str]) -> Start:
@@ -202,20 +240,29 @@ class _Pursuit:
         self.known = known
 
     def run(self, W: Array) -> tuple[Array, Array, Array]:
-        """The rows where the iteration has come to rest, with kappa_3 and kappa_4 along each."""
-        W = _orthonormal(W)
+        """The rows where the iteration has come to rest, with kappa_3 and kappa_4 along each: first kept orthonormal, then each
+        on its own, unless that leads two of them to one place."""
+        W = self._at_rest(_orthonormal(W), _orthonormal)
+        alone = self._at_rest(W, _unit)
+        overlap = np.abs(alone @ alone.T) - np.eye(len(W))
+        parted = overlap.max(axis=1, initial=0.0) < _ONE_PLACE
+        W = np.where(parted[:, None], alone, W)
+        third, fourth = self._contractions(W)
+        return W, np.einsum("ij,ij->i", third, W), np.einsum("ij,ij->i", fourth, W)
+
+    def _at_rest(self, W: Array, normalised: Callable[[Array], Array]) -> Array:
+        """W after w <- grad J / |grad J| and the normalisation, until nothing turns."""
         for _ in range(_PURSUIT_STEPS):
             third, fourth = self._contractions(W)
             k3, k4 = np.einsum("ij,ij->i", third, W), np.einsum("ij,ij->i", fourth, W)
             slope = 0.5 * k3[:, None] * third + k4[:, None] * fourth / 6
             size = np.linalg.norm(slope, axis=1, keepdims=True)
-            new = _orthonormal(np.where(size > 1e-9, slope / np.maximum(size, 1e-300), W))
+            new = normalised(np.where(size > 1e-9, slope / np.maximum(size, 1e-300), W))
             turned = float(np.abs(1 - np.abs(np.einsum("ij,ij->i", new, W))).max())
             W = new
             if turned < 1e-6:
                 break
-        third, fourth = self._contractions(W)
-        return W, np.einsum("ij,ij->i", third, W), np.einsum("ij,ij->i", fourth, W)
+        return W
 
     def _contractions(self, W: Array) -> tuple[Array, Array]:
         """kappa_3(x, w, w) and kappa_4(x, w, w, w), a row of n2 numbers for each w, without what is known."""
@@ -242,6 +289,11 @@ def _square(c: Array) -> Array:
 
 def _cube(c: Array) -> Array:
     return c * c * c
+
+
+def _unit(W: Array) -> Array:
+    """Each row divided by its length."""
+    return np.asarray(W / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-300))
 
 
 def _orthonormal(W: Array) -> Array:

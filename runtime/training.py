@@ -36,7 +36,16 @@ from elbotree.runtime.profile import (
     output_moments,
 )
 from elbotree.runtime.spectral import SpectralExpectations
-from elbotree.runtime.starts import FAMILIES, Start, binned, first_encoder, propagated, pursued, random_rows
+from elbotree.runtime.starts import (
+    FAMILIES,
+    Start,
+    binned,
+    first_encoder,
+    propagated,
+    pursued,
+    random_encoder,
+    random_rows,
+)
 
 __all__ = ["DEAD", "Fitted", "Step", "information", "loss_terms", "pruned", "time_left", "train"]
 
@@ -98,8 +107,8 @@ def train(
         tol: tolerance of each term of the loss, relative to max(1, |value|); a run ends when no step improves more
         iterations: bound on the L-BFGS iterations of one leg
         rounds: how many legs at one tolerance: after each the learned priors are tried as bases
-        starts: how many starts. The first are the propagated features, or `encoder`; each further one is a pursuit of
-            non-Gaussian directions (see `starts`) from the rows of `encoder`, where given, and then from random rows
+        starts: how many starts. The first are the propagated features, or `encoder`; the second is a pursuit of
+            non-Gaussian directions (see `starts`) from the rows of `encoder`, or from random ones; the others are random
         encoder: where to start instead of the propagated features
         noise_floor: the least sigma2 allowed; left out, `least_noise`
         progress: called with each accepted step
@@ -155,12 +164,13 @@ def _attempts(
         count = len(start.priors)
         names, forms = _each("family", family, count, FAMILIES), _each("prior", prior, count, ("parametric", "binned"))
         made.append(Attempt("propagated", first_encoder(_formed(start, forms), mean, covariance, names)))
-    for seed in range(1, starts):
-        given = encoder is not None and seed == 1
-        rows = np.array([q.C[0] for q in encoder or ()]) if given else random_rows(seed, count, layer)
+    if starts > 1:
+        rows = random_rows(count, layer) if encoder is None else np.array([q.C[0] for q in encoder])
         start = _formed(pursued(layer, p1, rows.reshape(count, layer.n2), names), forms)
-        name = "pursuit from the encoder's rows" if given else f"pursuit from random rows {seed}"
-        made.append(Attempt(name, first_encoder(start, mean, covariance, names)))
+        origin = "random rows" if encoder is None else "the encoder's rows"
+        made.append(Attempt(f"pursuit from {origin}", first_encoder(start, mean, covariance, names)))
+    for seed in range(1, starts - 1):
+        made.append(Attempt(f"random encoder {seed}", random_encoder(seed, made[0].encoder, mean, covariance)))
     return made
 
 
@@ -244,7 +254,7 @@ class _Run:
         reason = reason or (
             f"stopped at the limit of {self.iterations} iterations, gradient norm {norm:.2g}; give more `iterations`"
         )
-        self._follow(attempt, objective, reason)
+        self._follow(attempt, trial.accepted or objective.problem(state.search.x), reason)
         self.keep(state)
 
     def _record(self, trial: _Trial, seconds: float) -> None:
@@ -279,12 +289,11 @@ class _Run:
         ]
         return [before - after for before, after in itertools.pairwise(losses)]
 
-    def _follow(self, attempt: Attempt, objective: ProfileObjective, reason: str) -> None:
+    def _follow(self, attempt: Attempt, problem: Problem, reason: str) -> None:
         """What comes after a leg: the learned priors as bases, the next start, a finer tolerance, or the end."""
         state = self.state
         search = state.search
         assert search is not None
-        problem = objective.problem(search.x)
         attempt.encoder, attempt.loss, attempt.message = problem.encoder, search.loss, reason
         attempt.iterations = sum(step.start == state.at for step in state.history)
         state.search = None
@@ -323,6 +332,7 @@ class _Trial:
 
     def __init__(self, objective: ProfileObjective) -> None:
         self.objective = objective
+        self.accepted: Problem | None = None
         self._seen: dict[bytes, tuple[Problem, dict[str, Estimate]]] = {}
 
     def __call__(self, x: Array) -> tuple[float, Array] | None:
@@ -337,7 +347,7 @@ class _Trial:
     def at(self, x: Array) -> tuple[Problem, dict[str, Estimate]]:
         """The problem and the terms at the accepted point; the other trials are forgotten."""
         found = self._seen[x.tobytes()]
-        self._seen = {}
+        self._seen, self.accepted = {}, found[0]
         return found
 
 

@@ -117,7 +117,7 @@ def crowded() -> Fit:
 
 
 def test_all_starts_are_reported_and_the_best_is_kept(crowded: Fit) -> None:
-    assert [start.name for start in crowded.starts] == ["propagated", "pursuit from random rows 1"]
+    assert [start.name for start in crowded.starts] == ["propagated", "pursuit from random rows"]
     kept = [start for start in crowded.starts if start.kept]
     assert len(kept) == 1
     losses = [start.loss for start in crowded.starts if start.loss is not None]

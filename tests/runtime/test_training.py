@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.polynomial.hermite_e import hermegauss
 from scipy.integrate import quad
+from scipy.special import logsumexp
 
 import elbotree as et
 from elbotree.codegen import generate
+from elbotree.runtime.checkpoints import Step
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal
-from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_model
+from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_model, continuous_dimensions
 from elbotree.runtime.spectral import SpectralExpectations
-from elbotree.runtime.starts import binned, binned_samples
-from elbotree.runtime.training import train
+from elbotree.runtime.starts import binned, binned_samples, pursued
+from elbotree.runtime.storage import MODEL
+from elbotree.runtime.training import time_left, train
 
 
 def entropy(priors: list[tuple[list[float], list[float]]], std: float) -> float:
@@ -185,3 +195,221 @@ def test_binned_priors_keep_the_first_two_moments(prior: Exponential | Laplace) 
 def test_binned_samples_keep_the_mean() -> None:
     values, masses = np.array([0.0, 0.0, 0.3, 1.1, 2.0]), np.array([0.2, 0.3, 0.1, 0.2, 0.2])
     assert binned_samples(values, masses).mean() == pytest.approx(float(values @ masses), abs=1e-6)
+
+
+# ------------------------------------------------------------------ L is a bound
+
+
+def mixture_entropy(points: np.ndarray, masses: np.ndarray, std: float) -> float:
+    """The entropy of a mixture of normals N(point, std^2 I) in one or two dimensions, by Gauss-Hermite about each."""
+    z, weights = hermegauss(60)
+    n = points.shape[1]
+    grid = np.stack(np.meshgrid(*[z] * n, indexing="ij"), axis=-1).reshape(-1, n)
+    shares = np.prod(np.stack(np.meshgrid(*[weights] * n, indexing="ij"), axis=-1).reshape(-1, n), axis=1)
+    x = (points[:, None, :] + std * grid[None]).reshape(-1, n)
+    mass = np.outer(masses, shares / shares.sum()).ravel()
+    return -float(mass @ mixture_log_density(x, points, masses, std))
+
+
+def mixture_log_density(x: np.ndarray, points: np.ndarray, masses: np.ndarray, std: float) -> np.ndarray:
+    squares = ((x[:, None, :] - points[None]) ** 2).sum(axis=2)
+    return np.asarray(logsumexp(np.log(masses) - squares / (2 * std**2), axis=1)) - points.shape[1] * np.log(
+        std * np.sqrt(2 * np.pi)
+    )
+
+
+def states(model: et.FeatureModel) -> tuple[np.ndarray, np.ndarray]:
+    """Where the means of the model's mixture lie, and their masses, for features on finitely many points."""
+    points, masses = [model.offset], [1.0]
+    for j, prior in enumerate(model.priors):
+        at, weight = prior.atoms
+        points = [p + a * model.B[:, j] for p in points for a in at]
+        masses = [m * w for m in masses for w in weight]
+    return np.array(points), np.array(masses)
+
+
+def entropy_and_cross_entropy(layer: et.Layer, p1: et.FeatureModel, model: et.FeatureModel) -> tuple[float, float]:
+    """Of f(x1), f affine with orthogonal slope, and of the model against it: sums over states, integrals by quadrature."""
+    T = layer.A + (np.outer(layer.w, layer.u @ layer.A) if layer.psi == "identity" else 0.0)
+    np.testing.assert_allclose(T @ T.T, np.eye(layer.n2), atol=1e-12)
+    points, masses = states(et.FeatureModel(T @ p1.B, p1.priors, p1.noise_std, T @ p1.offset + layer.offset))
+    z, weights = hermegauss(60)
+    n = layer.n2
+    grid = np.stack(np.meshgrid(*[z] * n, indexing="ij"), axis=-1).reshape(-1, n)
+    shares = np.prod(np.stack(np.meshgrid(*[weights] * n, indexing="ij"), axis=-1).reshape(-1, n), axis=1)
+    x = (points[:, None, :] + p1.noise_std * grid[None]).reshape(-1, n)
+    mass = np.outer(masses, shares / shares.sum()).ravel()
+    theirs = mixture_log_density(x, *states(model), model.noise_std)
+    return mixture_entropy(points, masses, p1.noise_std), -float(mass @ theirs)
+
+
+@pytest.mark.parametrize(
+    ("B", "family"),
+    [
+        ([[1.0]], "bernoulli"),
+        ([[1.0]], "tilted"),
+        ([[1.0, 0.5], [0.0, 0.8]], "tilted"),
+        ([[1.0, 0.9], [0.0, 0.3]], "bernoulli"),
+        ([[1.0, 0.4, -0.5], [0.1, 0.8, 0.6]], "bernoulli"),
+    ],
+)
+def test_loss_is_above_the_cross_entropy_which_is_above_the_entropy(B: list[list[float]], family: str) -> None:
+    columns = np.array(B)
+    n, m = columns.shape
+    angle = 0.7
+    A = np.eye(1) if n == 1 else np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    layer = et.Layer(A, np.zeros(n), np.zeros(n), "identity", offset=np.arange(n) - 0.4)
+    p1 = et.FeatureModel(columns, [Bernoulli(0.3)] * m, 0.25)
+    fitted = train(layer, p1, generate("identity", family), family=family, tol=1e-5, iterations=40)
+    entropy, cross = entropy_and_cross_entropy(layer, p1, fitted.problem.model)
+    loss = fitted.terms["L"]
+    assert loss.error < 1e-4
+    assert cross >= entropy - 1e-7
+    assert loss.value >= cross - loss.error
+    assert loss.value - entropy < 0.5  # the bound is not met by being far off
+
+
+def test_a_loss_that_dips_below_the_bound_would_be_caught() -> None:
+    """The comparison above has the power to see a hundredth of a nat: at the exact posterior L is the entropy itself."""
+    layer = et.Layer(np.eye(1), np.zeros(1), np.zeros(1), "identity")
+    p1 = et.FeatureModel([[1.0]], [Bernoulli(0.3)], 0.25)
+    fitted = train(layer, p1, generate("identity", "tilted"), tol=1e-5)
+    entropy, cross = entropy_and_cross_entropy(layer, p1, fitted.problem.model)
+    loss = fitted.terms["L"]
+    assert loss.value - 0.001 < cross - loss.error  # a loss a thousandth of a nat too low fails
+    assert loss.value == pytest.approx(entropy, abs=1e-4)
+
+
+# ------------------------------------------------------------------ what a run may and may not do
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(1, 2),
+    m=st.integers(1, 3),
+    psi=st.sampled_from(["relu", "tanh", "identity"]),
+    family=st.sampled_from(["bernoulli", "tilted", "normal", "exponential", "normal_scale"]),
+)
+def test_an_accepted_step_never_raises_the_loss(seed: int, n: int, m: int, psi: str, family: str) -> None:
+    """Within a leg the loss falls strictly; from leg to leg it may rise by no more than the coarser tolerance's error."""
+    rng = np.random.default_rng(seed)
+    layer = et.Layer(np.eye(n), rng.standard_normal(n), rng.standard_normal(n), psi, threshold=0.1)
+    p1 = et.FeatureModel(rng.standard_normal((n, m)), [Bernoulli(0.3)] * m, 0.3)
+    fitted = train(layer, p1, generate(psi, family), family=family, tol=1e-4, iterations=6, starts=2)
+    assert len(fitted.starts) == 2
+    for before, after in itertools.pairwise(fitted.history):
+        assert after.iteration > before.iteration
+        if after.leg == before.leg:
+            assert after.loss < before.loss
+        else:
+            assert after.loss <= before.loss + before.error + after.error
+
+
+_TWICE = """
+import sys, numpy as np, elbotree as et
+n = 7  # large enough for the compiled loops, which run in threads
+layer = et.Layer(np.eye(n), np.zeros(n), np.zeros(n), "identity")
+p1 = et.FeatureModel(np.random.default_rng(0).standard_normal((n, n)), [et.Bernoulli(0.3)] * n, 0.3)
+et.fit(layer, p1, n, "bernoulli", tol=1e-4, iterations=2, rounds=1, starts=2).save(sys.argv[1])
+"""
+
+
+def test_the_same_call_gives_the_same_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
+    for name, threads in (("one", "1"), ("two", "2"), ("again", "2")):
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "NUMBA_NUM_THREADS": threads,
+        }
+        subprocess.run([sys.executable, "-c", _TWICE, str(tmp_path / name)], env=environment, check=True)
+    first = (tmp_path / "one" / MODEL).read_bytes()
+    assert (tmp_path / "two" / MODEL).read_bytes() == first
+    assert (tmp_path / "again" / MODEL).read_bytes() == first
+
+
+def test_a_run_says_why_it_ended() -> None:
+    layer, p1 = relu_problem()
+    kernels = generate("relu", "bernoulli")
+    limited = train(layer, p1, kernels, family="bernoulli", tol=1e-3, iterations=1)
+    assert "stopped at the limit of 1 iterations" in limited.message
+    ended = train(layer, p1, kernels, family="bernoulli", tol=1e-3)
+    assert ended.message.startswith("converged: ")
+    assert "gradient norm" in ended.message
+
+
+def test_families_and_priors_mix_feature_by_feature() -> None:
+    layer, p1 = relu_problem()
+    families = ["bernoulli", "tilted", "normal", "tilted"]
+    forms = ["parametric", "binned", "parametric", "parametric"]
+    fitted = train(layer, p1, generate("relu", families), family=families, prior=forms, tol=1e-3, iterations=3)
+    assert [q.family for q in fitted.problem.encoder] == families
+    assert [type(p) for p in fitted.problem.model.priors] == [Bernoulli, Discrete, Normal, Discrete]
+    with pytest.raises(InputError, match="`prior` is 'free'; training knows parametric, binned"):
+        train(layer, p1, generate("relu", families), family=families, prior="free")
+
+
+@pytest.mark.parametrize("sigma1", [0.0, 0.3])
+def test_mass_on_sets_of_lower_dimension_is_named(sigma1: float) -> None:
+    """Without noise two points; with noise a line in the plane."""
+    A = np.array([[1.0], [0.5]]) if sigma1 else np.eye(2)
+    layer = et.Layer(A, np.zeros(2), np.zeros(2), "identity")
+    B = np.ones((1, 1)) if sigma1 else np.array([[1.0], [0.5]])
+    p1 = et.FeatureModel(B, [Bernoulli(0.4)], sigma1)
+    dimension = 1 if sigma1 else 0
+    assert continuous_dimensions(layer, p1) == dimension
+    family = "normal" if sigma1 else "bernoulli"
+    fitted = train(layer, p1, generate("identity", family), family=family, tol=1e-3)
+    rms = np.sqrt(np.trace(A @ p1.covariance() @ A.T) / 2)
+    assert fitted.noise_floor == pytest.approx(1e-3 * rms)
+    assert fitted.problem.model.noise_std == pytest.approx(fitted.noise_floor)
+    assert f"has mass on sets of dimension {dimension} in R^2, so that the loss is unbounded below" in fitted.message
+
+
+def test_dimensions_of_laws() -> None:
+    eye, zero = np.eye(2), np.zeros(2)
+    fine = et.FeatureModel(eye, [Bernoulli(0.4), Normal(0.0, 1.0)], 0.0)
+    noisy = et.FeatureModel(eye, [Bernoulli(0.4)] * 2, 0.1)
+    u = np.array([0.6, 0.8])
+    assert continuous_dimensions(et.Layer(eye, zero, zero, "identity"), fine) == 1
+    assert continuous_dimensions(et.Layer(eye, zero, zero, "identity"), noisy) == 2
+    assert continuous_dimensions(et.Layer(eye, -u, u, "identity"), noisy) == 1  # a projection along u
+    assert continuous_dimensions(et.Layer(eye, -u, u, "relu"), noisy) == 1  # the same, where b > 0
+    assert continuous_dimensions(et.Layer(eye, -0.5 * u, u, "relu"), noisy) == 2
+
+
+@pytest.mark.parametrize("kind", ["orthonormal", "random"])
+def test_pursuit_finds_planted_directions(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    n = 5
+    B = rotation(n, 3) if kind == "orthonormal" else rng.standard_normal((n, n))
+    B = B / np.linalg.norm(B, axis=0)
+    layer = et.Layer(np.eye(n), np.zeros(n), np.zeros(n), "identity")
+    p1 = et.FeatureModel(B, [Bernoulli(p) for p in (0.1, 0.15, 0.2, 0.3, 0.5)], 0.1)
+    start = pursued(layer, p1, rng.standard_normal((n, n)), ["bernoulli"] * n)
+    cosines = np.abs((start.B / np.linalg.norm(start.B, axis=0)).T @ B)
+    assert np.all(cosines.max(axis=0) > 0.995)
+    found = [start.priors[i].mean() for i in cosines.argmax(axis=0)]
+    np.testing.assert_allclose(np.minimum(found, 1 - np.array(found)), [0.1, 0.15, 0.2, 0.3, 0.5], atol=0.02)
+    lengths = np.linalg.norm(start.B, axis=0)[cosines.argmax(axis=0)]
+    np.testing.assert_allclose(lengths, np.ones(n), atol=0.05)
+
+
+def test_pursuit_beyond_the_dimension_goes_on_with_what_is_left() -> None:
+    """Three directions in the plane: the third comes from the cumulants without the first two."""
+    B = np.array([[1.0, -0.5, -0.5], [0.0, 0.8, -0.8]])
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
+    p1 = et.FeatureModel(B, [Bernoulli(0.1)] * 3, 0.1)
+    start = pursued(layer, p1, np.random.default_rng(0).standard_normal((3, 2)), ["bernoulli"] * 3)
+    cosines = np.abs((start.B / np.linalg.norm(start.B, axis=0)).T @ (B / np.linalg.norm(B, axis=0)))
+    assert len(set(cosines.argmax(axis=0).tolist())) == 3
+    assert np.all(cosines.max(axis=0) > 0.9)
+
+
+def test_time_left_is_that_of_a_geometric_series() -> None:
+    losses = [2.0 + 0.5**k for k in range(8)]
+    history = [Step(k + 1, loss, 0.0, 0.1, 0.3, 1e-4, 2.0 * k, 2.0) for k, loss in enumerate(losses)]
+    gain = 0.5**7
+    assert time_left(history, 1e-4) == pytest.approx(2.0 * np.log(10 * gain / 1e-4) / np.log(2), rel=0.4)
+    assert time_left(history[:3], 1e-4) is None
