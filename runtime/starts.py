@@ -10,13 +10,14 @@ x in which the signal's covariance is I, with c = <w, x> and |w| = 1,
 and w <- grad J / |grad J| is the power iteration on the cumulant tensors. For independent features of unit variance with
 orthonormal directions e_i, kappa_k(w) = sum_i kappa_k,i <w, e_i>^k: the only attractors are the e_i, and the approach is
 quadratic at least. All rows go at once, made orthonormal after each step (W <- (W W^T)^-1/2 W), so that no two find the same
-feature, and then on their own, since more features than dimensions cannot be orthogonal; beyond n2 rows, what is found is subtracted from the cumulants (deflation) and the next block follows. Gaussian
-noise has no third and fourth cumulants: it falls out. The expectations are the spectral engine's, one lattice a row.
+feature, and then on their own, since more features than dimensions cannot be orthogonal; beyond n2 rows, what is found is
+subtracted from the cumulants (deflation) and the next block follows. Gaussian noise has no third and fourth cumulants: it
+falls out. The expectations are the spectral engine's, one lattice a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
