@@ -7,6 +7,7 @@ MathML, printed by the project's own derivation (the directive `formula`), so th
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -134,10 +135,17 @@ def _escaped(line: str) -> str:
     return "".join(pieces)
 
 
+def proof(app: Sphinx, failure: Exception | None) -> None:
+    """The proof, line by line, as a page of its own beside the others."""
+    if failure is None and app.builder.format == "html":
+        Path(app.outdir, "proof.html").write_text(elbotree.derive().proof_html(), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("formula", Formula)
     app.add_directive("described", Described)
     app.add_directive("lemma", Stated)
     app.add_directive("verb", Help)
     app.connect("autodoc-process-docstring", docstring)
+    app.connect("build-finished", proof)
     return {"parallel_read_safe": True}

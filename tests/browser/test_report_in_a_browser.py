@@ -158,6 +158,8 @@ def test_all_twelve_nodes_open_to_their_formula_value_and_kernel(
         formula = node.find_element("css selector", ":scope > .formula math")
         assert formula.is_displayed()
         assert formula.size["height"] > 8  # MathML is drawn, not skipped
+        overflow = "return arguments[0].scrollHeight - arguments[0].clientHeight"
+        assert browser.execute_script(overflow, formula.find_element("xpath", "..")) <= 0
         kernel = node.find_element("css selector", ":scope > details.inner")
         assert not kernel.find_element("css selector", "pre").is_displayed()
         kernel.find_element("css selector", "summary").click()
