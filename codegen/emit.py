@@ -595,7 +595,9 @@ def _fact(label: str, value: str) -> list[str]:
 
 def _imports(body: str) -> list[str]:
     """The imports that the module's body needs, sorted as linters want them in a user's project."""
-    needed = [f"import elbotree.runtime.{name}" for name in ("moments", "posteriors") if f"rt.{name}." in body]
+    needed = [
+        f"import elbotree.runtime.{name}" for name in ("moments", "posteriors", "samplers") if f"rt.{name}." in body
+    ]
     # Both bind the name elbotree; linters complain once that it is not used, at the last.
     lines = [*needed[:-1], *(f"{line}  # noqa: F401" for line in needed[-1:])]
     lines += ["import numpy as np", "from elbotree import runtime as rt"]

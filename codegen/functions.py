@@ -24,9 +24,9 @@ from elbotree.derivation.families import (
     PRIOR_PARAMETERS,
     REAL_LINE,
     RELATIVE_ENTROPY,
-    C,
     Divergence,
     Family,
+    U,
     Z,
     get_family,
     pieces,
@@ -59,7 +59,10 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
         "Heaviside": "np.heaviside({0}, 0.5)",
         "Abs": "np.abs({0})",
         "sign": "np.sign({0})",
+        "NormalQuantile": "special.ndtri({0})",
         "erf": "special.erf({0})",
+        "erfinv": "special.erfinv({0})",
+        "erfcinv": "special.erfcinv({0})",
         "loggamma": "special.gammaln({0})",
     }
 
@@ -74,7 +77,8 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
         return self._calls[type(expr).__name__].format(*(self._print(argument) for argument in expr.args))
 
     _print_Sigmoid = _print_Softplus = _print_LogSoftplus = _print_SoftplusLogSlope = _print_NormalCdf = _call
-    _print_FoldedMean = _print_FoldedSlope = _print_FoldedSpread = _call
+    _print_FoldedMean = _print_FoldedSlope = _print_FoldedSpread = _print_NormalQuantile = _call
+    _print_erfinv = _print_erfcinv = _call
     _print_Expm1 = _print_Heaviside = _print_Abs = _print_sign = _print_erf = _print_loggamma = _call
 
     def _print_LogPartition(self, expr: sp.Expr) -> str:
@@ -262,7 +266,7 @@ def family_section(names: str | Sequence[str]) -> str:
 
     Each builder dispatches on q.family; a family that is not in `names` is refused with a message. Defines FAMILIES,
     mean, variance, kl, mean_derivative, variance_derivative, kl_derivative, mean_parameters, variance_parameters,
-    kl_parameters and kl_prior. Zero derivatives are empty tuples. Raises InputError for unknown names.
+    kl_parameters, kl_prior and sampler. Zero derivatives are empty tuples. Raises InputError for unknown names.
     """
     chosen = [names] if isinstance(names, str) else sorted(set(names))
     families = [get_family(name) for name in chosen]
@@ -289,6 +293,7 @@ _BUILDERS: dict[str, tuple[str, str, str]] = {
         "dK[{j}]/dprior",
         "d K_j by each parameter of the prior, -E_Q[score]: name -> pieces, or a list of them for an array.",
     ),
+    "sampler": ("q", "", "A function (u, *c): draws of beta ~ Q'( . ; c) for u uniform on (0, 1)."),
 }
 
 
@@ -364,7 +369,7 @@ class _FamilyWriter:
         def each(form: Divergence) -> list[str]:
             return self._over_r(
                 lambda r: _tuple(
-                    self._divergence(form, f"_c{r}", _slope(form.closed, C[r]), f"d/dc{r} ", f", score={r}")
+                    self._divergence(form, f"_c{r}", _slope(form.closed, self.family.c[r]), f"d/dc{r} ", f", score={r}")
                 )
             )
 
@@ -386,6 +391,33 @@ class _FamilyWriter:
     def kl_prior(self) -> list[str]:
         return self._by_prior(self._prior_slopes)
 
+    def sampler(self) -> list[str]:
+        family = self.family
+        lines: list[str] = []
+        for kind, draw in family.samplers.items():
+            name = f"{family.name}_draw" + ("" if kind == "*" else f"_on_{kind}")
+            said = f"{family.name}: a draw = {draw}   for u uniform on (0, 1)"
+            self._functions[name] = print_function(name, (U, *family.c), draw, said)
+            bound = self._bound(draw)
+            text = f"return rt.posteriors.bind({name}{bound})" if bound else f"return {name}"
+            lines += [text] if kind == "*" else [f'if q.base.kind == "{kind}":', _INDENT + text]
+        if "*" in family.samplers:
+            return lines
+        if family.points:
+            return [*lines, *self._table()]
+        maker = "of_tilted" if family.tilted else "of_law"
+        return [*lines, f"return rt.samplers.{maker}({family.name}_law(q))"]
+
+    def _table(self) -> list[str]:
+        """The case of a law on finitely many points: its masses as a function of c."""
+        family = self.family
+        masses = sp.Tuple(*(sp.exp(log_q) for log_q in family.log_masses))
+        name, bound = f"{family.name}_masses", self._bound(masses)
+        said = f"{family.name}: masses of {', '.join(map(str, family.points))} = {', '.join(map(str, masses))}"
+        self._functions[name] = print_function(name, family.c, list(masses), said)
+        function = f"rt.posteriors.bind({name}{bound})" if bound else name
+        return [f"return rt.samplers.of_masses({_floats(family.points)}, {function})"]
+
     # -- how a case is written -----------------------------------------------------------------------------------
 
     def _by_base(self, quantity: str, letter: str, expression: sp.Expr, whole: bool = False) -> list[str]:
@@ -402,7 +434,9 @@ class _FamilyWriter:
     def _by_coordinate(self, quantity: str, letter: str, expression: sp.Expr | None) -> list[str]:
         if expression is None:
             return self._over_r(lambda r: _tuple([self._by_law(quantity, f", score={r}")]))
-        return self._over_r(lambda r: self._by_base(f"{quantity}_c{r}", f"d/dc{r} {letter}", _slope(expression, C[r])))
+        return self._over_r(
+            lambda r: self._by_base(f"{quantity}_c{r}", f"d/dc{r} {letter}", _slope(expression, self.family.c[r]))
+        )
 
     def _over_r(self, case: Any) -> list[str]:
         lines: list[str] = []
@@ -502,7 +536,7 @@ class _FamilyWriter:
 
     def _bound(self, expression: sp.Basic) -> str:
         """', std=q.parameters["std"], ...' for every symbol that is neither an encoder parameter nor z."""
-        symbols = sorted(s.name for s in expression.free_symbols - {Z, *self.family.c})
+        symbols = sorted(s.name for s in expression.free_symbols - {Z, U, *self.family.c})
         sources = [f"{name}={self._source(name)}" for name in symbols]
         sources += ["base=q.base"] if expression.has(LogPartition) else []
         return "".join(f", {source}" for source in sources)

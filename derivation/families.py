@@ -18,6 +18,7 @@ from elbotree.derivation.special import (
     FoldedMean,
     LogPartition,
     LogSoftplus,
+    NormalQuantile,
     Sigmoid,
     Softplus,
     SoftplusLogSlope,
@@ -26,10 +27,18 @@ from elbotree.runtime.errors import InputError
 
 BETA = sp.Symbol("beta", real=True)
 Z = sp.Symbol("z", real=True)
-C = sp.symbols("c0:8", real=True)
+U = sp.Symbol("u", positive=True)
 STD = sp.Symbol("std", positive=True)
 PRECISION = sp.Symbol("precision", nonnegative=True)
 REAL_LINE = (-sp.oo, sp.oo)
+
+
+def encoder_parameters(t: int) -> tuple[sp.Symbol, ...]:
+    """The symbols c0, ..., c(t-1) of the encoder parameters of one feature."""
+    return tuple(sp.Symbol(f"c{r}", real=True) for r in range(t))
+
+
+C = encoder_parameters(2)
 HALF_LINE = (sp.Integer(0), sp.oo)
 
 _SHORT = 40  # operations: longer coefficients are left as they stand, since factoring them takes seconds
@@ -95,6 +104,8 @@ class Family:
     reach        the interval of z outside which the law is below rounding
     divergences  the forms of K, first match wins
     bases        closed log partition functions by the base's kind (tilted)
+    samplers     draws as functions of c and of u, uniform on (0, 1), in closed form: by the base's kind (tilted), or under
+                 "*". Where there is none, finite laws draw from a table of masses, others by quadrature
     """
 
     name: str
@@ -113,11 +124,12 @@ class Family:
     spread: sp.Expr | None = None
     reach: tuple[float, float] = (-9.5, 9.5)
     bases: dict[str, sp.Expr] = field(default_factory=dict)
+    samplers: dict[str, sp.Expr] = field(default_factory=dict)
 
     @property
     def c(self) -> tuple[sp.Symbol, ...]:
         """The symbols of the encoder parameters, c0 ... c(t-1)."""
-        return tuple(C[: self.t])
+        return encoder_parameters(self.t)
 
     @property
     def tilted(self) -> bool:
@@ -213,12 +225,14 @@ def describe_density(
     centre: sp.Expr | None = None,
     spread: sp.Expr | None = None,
     reach: tuple[float, float] = (-45.0, 45.0),
+    sampler: sp.Expr | None = None,
 ) -> Family:
     """A family with a density, from what is known of it in closed form; K follows for every prior that needs no more.
 
     mean_log       E log beta: what a gamma prior asks for besides the mean
     mean_distance  a -> E|beta - a|: what a Laplace prior asks for
     centre, spread, reach   as in `Family`; left out, the mean and the standard deviation
+    sampler        the point below which the law has the mass u, in u and c
     """
     forms = []
     if entropy is not None and mean is not None and variance is not None:
@@ -240,6 +254,7 @@ def describe_density(
         spread=sp.sqrt(variance) if spread is None and variance is not None else spread,
         reach=reach,
         divergences=(*forms, remainder),
+        samplers={} if sampler is None else {"*": sampler},
     )
 
 
@@ -293,6 +308,7 @@ def _gaussian(name: str, law: str, t: int, std: sp.Expr, log_std: sp.Expr, **mor
         mean_distance=lambda a: FoldedMean(C[0] - a, std),
         spread=std,
         reach=(-9.5, 9.5),
+        sampler=C[0] + std * NormalQuantile(U),
         **more,  # type: ignore[arg-type]
     )
 
@@ -321,6 +337,7 @@ def _exponential() -> Family:
         centre=sp.Integer(0),
         spread=s,
         reach=(0.0, 45.0),
+        sampler=-s * sp.log(1 - U),
     )
 
 
@@ -353,7 +370,8 @@ def _tilted() -> Family:
         Divergence("*", family.on_base(from_base, "normal"), LOG_RATIO, base="normal"),
         Divergence("*", from_base, LOG_RATIO),
     )
-    return replace(family, divergences=forms)
+    on_normal = moments[0] + sp.sqrt(moments[1]) * NormalQuantile(U)
+    return replace(family, divergences=forms, samplers={"normal": on_normal})
 
 
 _SHIPPED: dict[str, Callable[[], Family]] = {

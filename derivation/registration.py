@@ -1,13 +1,16 @@
 """New posterior families, from a density or a mass function. Everything else about a family is derived here: moments,
-entropy and divergences in closed form where sympy finds one in time, by quadrature where it does not. A family that is
+entropy, divergences and draws in closed form where sympy finds one in time, by quadrature where it does not. A family that is
 not a probability law, or not one of the stated parameters, is refused with the reason. The shipped families pass the
 same checks (in the tests: `check_family`), and are described through the same functions of `families`."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import mpmath  # type: ignore[import-untyped]
 import sympy as sp
@@ -17,11 +20,12 @@ from elbotree.derivation.families import (
     BETA,
     HALF_LINE,
     REAL_LINE,
-    C,
     Family,
+    U,
     add_family,
     describe_density,
     describe_masses,
+    encoder_parameters,
     family_names,
 )
 from elbotree.derivation.special import LogSoftplus, Sigmoid, Softplus, elementary, stable
@@ -31,6 +35,8 @@ SECONDS = 5.0
 """How long sympy may look for the closed form of one moment."""
 
 _PROBES = (sp.Rational(-7, 5), sp.Rational(3, 10), sp.Rational(9, 4))  # values of c at which a family is checked
+_LEVELS = (sp.Rational(1, 20), sp.Rational(1, 2), sp.Rational(93, 100))  # values of u at which its draws are
+Result = TypeVar("Result")
 _SUPPORTS = {"real": REAL_LINE, "half-line": HALF_LINE}
 
 
@@ -46,6 +52,7 @@ def register_family(
     mean: sp.Expr | None = None,
     variance: sp.Expr | None = None,
     entropy: sp.Expr | None = None,
+    sampler: sp.Expr | None = None,
     centre: sp.Expr | None = None,
     spread: sp.Expr | None = None,
     reach: tuple[float, float] | None = None,
@@ -61,6 +68,8 @@ def register_family(
         points        for a mass function: the finitely many values of beta
         mean, variance, entropy   s(c), V(c), -E_Q[log q], where you know them; otherwise sympy looks for each for
                       `seconds`, and quadrature takes over where it finds none in time
+        sampler       the point below which the law has the mass u, in the symbols u and c: for u uniform on (0, 1) a draw.
+                      Left out, it is looked for in the same way
         centre, spread   a point and a length of the law, so that (beta - centre) / spread is of order one. Needed only
                       on an infinite support where no mean and variance are found
         reach         the interval of (beta - centre) / spread outside of which the law is below rounding
@@ -74,8 +83,8 @@ def register_family(
     >>> from elbotree.derivation.families import remove_family
     >>> beta, c = sympy.symbols("beta c")
     >>> family = register_family("rate", sympy.exp(c - beta * sympy.exp(c)), t=1, support="half-line")
-    >>> family.mean, family.entropy
-    (exp(-c0), 1 - c0)
+    >>> family.mean, family.entropy, family.samplers["*"]
+    (exp(-c0), 1 - c0, -exp(-c0)*log(1 - u))
     >>> remove_family("rate")
     """
     if (density is None) == (log_density is None):
@@ -88,12 +97,13 @@ def register_family(
         log_density = _own_symbols(name, log_density, "log_density", t, symbols)
     log_density = stable(log_density)
     given = {
-        what: None if value is None else _own_symbols(name, value, what, t, symbols, beta=False)
+        what: None if value is None else _own_symbols(name, value, what, t, symbols, variable=None)
         for what, value in {
             "mean": mean, "variance": variance, "entropy": entropy, "centre": centre, "spread": spread,
         }.items()
     }  # fmt: skip
-    if not {*C[:t]} <= log_density.free_symbols:
+    given["sampler"] = None if sampler is None else _own_symbols(name, sampler, "sampler", t, symbols, variable=U)
+    if not {*encoder_parameters(t)} <= log_density.free_symbols:
         raise InputError(f"family {name!r}: its law must depend on all of {_names(t)}, since t = {t}")
     if points is not None:
         family = _from_masses(name, log_density, points, t, symbols, given)
@@ -112,10 +122,10 @@ def _from_masses(
     parameters: tuple[sp.Symbol, ...],
     given: dict[str, sp.Expr | None],
 ) -> Family:
-    for what in ("mean", "entropy", "centre", "spread"):
+    for what in ("mean", "entropy", "sampler", "centre", "spread"):
         if given[what] is not None:
             raise InputError(
-                f"family {name!r}: `{what}` of a law on finitely many points is a finite sum; leave it out"
+                f"family {name!r}: `{what}` of a law on finitely many points is a finite sum or a table; leave it out"
             )
     values = [sp.nsimplify(point, rational=True) if isinstance(point, int | float) else point for point in points]
     if len(values) < 2 or not all(isinstance(point, sp.Rational) for point in values) or len({*values}) < len(values):
@@ -141,7 +151,8 @@ def _from_density(
         if support[0].is_finite and support[1].is_finite:
             raise InputError(f"family {name!r}: its density must depend on beta")
         raise InputError(f"family {name!r}: its density does not depend on beta, so it cannot integrate to 1")
-    q = sp.exp(log_density.replace(LogSoftplus, lambda x: sp.log(Softplus(x))))  # log and exp meet again
+    _check_sign(name, log_density, support, t, parameters)
+    q = _plain_density(log_density)
     mean, variance, entropy = given["mean"], given["variance"], given["entropy"]
     mean = _integral(BETA * q, support, seconds) if mean is None else mean
     if variance is None and mean is not None:
@@ -173,28 +184,104 @@ def _from_density(
         centre=centre,
         spread=spread,
         reach=(-45.0, 45.0) if reach is None else reach,
+        sampler=_draw(log_density, support, t, parameters, seconds) if given["sampler"] is None else given["sampler"],
     )
 
 
 def _integral(integrand: sp.Expr, support: tuple[sp.Expr, sp.Expr], seconds: float) -> sp.Expr | None:
     """The integral over the support in closed form and simplified, or None: not found, or not in time."""
-
-    # What does not vary with beta is one positive number to the integral, whatever function of c it is.
-    wide = sp.expand(integrand)
-    fixed = sorted(wide.atoms(Softplus, Sigmoid, sp.exp), key=sp.default_sort_key)
-    names = {part: sp.Dummy("k", positive=True) for part in fixed if not part.has(BETA)}
-    back = {dummy: part for part, dummy in names.items()}
+    wide, back = _with_constants_named(sp.expand(integrand))
 
     def work() -> sp.Expr:
-        found = sp.integrate(wide.xreplace(names), (BETA, *support), conds="none")
+        found = sp.integrate(wide, (BETA, *support), conds="none")
         return sp.simplify(found.xreplace(back))
 
+    found = _found(seconds, work)
+    return None if found is None or found.has(sp.Piecewise, sp.oo) else stable(found)
+
+
+def _draw(
+    log_density: sp.Expr, support: tuple[sp.Expr, sp.Expr], t: int, parameters: tuple[sp.Symbol, ...], seconds: float
+) -> sp.Expr | None:
+    """The inverse distribution function in closed form, or None: not found, not in time, or not the law's own."""
+    # e^(c - beta e^c) as two exponentials; but -(beta - c)^2 is to stay a square.
+    named, back = _with_constants_named(sp.expand_power_exp(_plain_density(log_density)))
+
+    def work() -> list[sp.Expr]:
+        below = sp.integrate(named, BETA)
+        if below.has(sp.Integral):
+            return []
+        found = sp.solve(below - sp.limit(below, BETA, support[0]) - U, BETA)
+        return [_logarithms_apart(x).xreplace(back) for x in found]
+
+    checks = [(_at(probe, t, parameters), u) for probe in _PROBES for u in _LEVELS]
+    for draw in sorted(_found(seconds, work) or (), key=sp.count_ops):
+        if draw.free_symbols <= {U, *encoder_parameters(t), *parameters} and not _strange(draw):
+            with contextlib.suppress(InputError, TypeError, ValueError):  # not a number there: not the one
+                if all(abs(_mass_below(log_density, support, draw, at, u) - float(u)) < 1e-8 for at, u in checks):
+                    return draw
+    return None
+
+
+def _plain_density(log_density: sp.Expr) -> sp.Expr:
+    """The density for sympy to integrate: exp and log meet again, and what varies with beta is elementary."""
+    named = log_density.replace(LogSoftplus, lambda x: sp.log(Softplus(x)))
+    return sp.exp(named.replace(lambda x: isinstance(x, Softplus | Sigmoid) and x.has(BETA), lambda x: x.elementary()))
+
+
+def _logarithms_apart(draw: sp.Expr) -> sp.Expr:
+    """log(e^c u / (1 - u)) -> c + log u - log(1 - u), which does not overflow with e^c."""
+    rest = sp.Dummy("v", positive=True)
+    apart = sp.expand_log(draw.xreplace({U - 1: -rest, 1 - U: rest}), force=True).xreplace({rest: 1 - U})
+    return draw if apart.has(sp.I) else apart  # log(-log u) is to stay
+
+
+def _with_constants_named(integrand: sp.Expr) -> tuple[sp.Expr, dict[sp.Expr, sp.Expr]]:
+    """What does not vary with beta is one positive number to the integral, whatever function of c it is."""
+    fixed = sorted(integrand.atoms(Softplus, Sigmoid, sp.exp), key=sp.default_sort_key)
+    names = {part: sp.Dummy("k", positive=True) for part in fixed if not part.has(BETA)}
+    return integrand.xreplace(names), {dummy: part for part, dummy in names.items()}
+
+
+def _found(seconds: float, work: Callable[[], Result]) -> Result | None:
+    """What sympy finds, or None: not found, or not in time."""
     try:
         found = within(seconds, work)
     except (NotImplementedError, ValueError, TypeError, AttributeError, RecursionError, ZeroDivisionError):
         return None  # sympy's ways of not finding one; quadrature does not need it
-    bad = (sp.Integral, sp.nan, sp.zoo, sp.oo, sp.I, sp.Piecewise, sp.meijerg, sp.hyper, sp.polar_lift)
-    return None if found is None or found.has(*bad) else stable(found)
+    return None if isinstance(found, sp.Basic) and _strange(found) else found
+
+
+def _strange(found: sp.Expr) -> bool:
+    """Whether an expression has what no kernel computes."""
+    strange = (sp.Integral, sp.nan, sp.zoo, sp.I, sp.meijerg, sp.hyper, sp.polar_lift, sp.LambertW)
+    return bool(found.has(*strange) or found.atoms(sp.core.function.AppliedUndef))
+
+
+def _mass_below(
+    log_density: sp.Expr, support: tuple[object, object], draw: sp.Expr, at: dict[sp.Symbol, sp.Expr], u: sp.Expr
+) -> float:
+    """The mass of a law below what a sampler makes of u, by mpmath. Raises ValueError where that is not on the support."""
+    low, high = (mpmath.mpf(str(end).replace("oo", "inf")) for end in support)
+    end = elementary(draw).subs(at).subs(U, u).evalf(20)
+    if not end.is_comparable or not low <= mpmath.mpf(str(end)) <= high:
+        raise ValueError(f"{draw} is not on the support at u = {u}")
+    point, q = mpmath.mpf(str(end)), _density(log_density, at)
+    steps = [point - mpmath.mpf(10) ** k for k in (3, 2, 1, 0, -1)]
+    cuts = [low, *(step for step in steps if step > low), point]
+    return float(sum(mpmath.re(mpmath.quad(q, pair)) for pair in pairwise(cuts)))
+
+
+def _density(log_density: sp.Expr, at: dict[sp.Symbol, sp.Expr]) -> Callable[[mpmath.mpf], mpmath.mpc]:
+    """A density at one value of c, for mpmath."""
+    log_q = sp.lambdify(BETA, elementary(log_density).subs(at), "mpmath")
+
+    def q(x: mpmath.mpf) -> mpmath.mpc:
+        exponent = log_q(x)
+        # What is below 1e-4000 is 0: exp of -1e400 would cost more than all the rest.
+        return mpmath.mpf(0) if mpmath.re(exponent) < -1e4 else mpmath.exp(exponent)
+
+    return q
 
 
 # ---------------------------------------------------------------------------------------------------------- words
@@ -204,21 +291,21 @@ def _check_words(name: str, t: int) -> None:
     """Refuse what is wrong with the words of a new family, before anything is integrated."""
     if not isinstance(name, str) or not name.isidentifier() or not name.isascii() or name in family_names():
         raise InputError(f"family name {name!r} is taken or not an identifier; choose another")
-    if not isinstance(t, int) or isinstance(t, bool) or not 1 <= t <= len(C):
-        raise InputError(f"family {name!r}: t = {t}; it must be a whole number from 1 to {len(C)}")
+    if not isinstance(t, int) or isinstance(t, bool) or t < 1:
+        raise InputError(f"family {name!r}: t = {t}; it must be a whole number of at least 1")
 
 
 def _parameters(name: str, parameters: Sequence[sp.Symbol | str]) -> tuple[sp.Symbol, ...]:
     """Positive symbols; a name, or a symbol without assumptions, stands for one."""
     found = []
-    taken = {"beta", "z", "c", "j", "q", "r", "base", "prior", "label", *(symbol.name for symbol in C)}
+    taken = {"beta", "z", "u", "c", "j", "q", "r", "base", "prior", "label"}
     for given in parameters:
         text = given if isinstance(given, str) else given.name if isinstance(given, sp.Symbol) else ""
         if (
             not text.isidentifier()
             or not text.isascii()
             or text in taken
-            or text.startswith(("prior_", "base_", "log_p"))
+            or re.fullmatch(r"prior_.*|base_.*|log_p.*|c\d+", text)
         ):
             raise InputError(f"family {name!r}: parameter {given!r} is not a free name; choose another")
         if isinstance(given, sp.Symbol) and given.is_positive is False:
@@ -229,7 +316,12 @@ def _parameters(name: str, parameters: Sequence[sp.Symbol | str]) -> tuple[sp.Sy
 
 
 def _own_symbols(
-    name: str, expression: object, what: str, t: int, parameters: tuple[sp.Symbol, ...], beta: bool = True
+    name: str,
+    expression: object,
+    what: str,
+    t: int,
+    parameters: tuple[sp.Symbol, ...],
+    variable: sp.Symbol | None = BETA,
 ) -> sp.Expr:
     """The expression in this project's symbols: users' symbols are known by name, whatever they assume of them."""
     if isinstance(expression, str):
@@ -238,13 +330,14 @@ def _own_symbols(
         expression = sp.nsimplify(expression, rational=True)
     if not isinstance(expression, sp.Expr):
         raise InputError(f"family {name!r}: `{what}` is {expression!r}; it must be a sympy expression")
-    known = {symbol.name: symbol for symbol in (*C[:t], *parameters)}
-    known |= {"c": C[0]} if t == 1 else {}
-    known |= {"beta": BETA} if beta else {}
+    known = {symbol.name: symbol for symbol in (*encoder_parameters(t), *parameters)}
+    known |= {"c": encoder_parameters(1)[0]} if t == 1 else {}
+    known |= {} if variable is None else {variable.name: variable}
     unknown = sorted({symbol.name for symbol in expression.free_symbols} - set(known))
     if unknown:
         raise InputError(
-            f"family {name!r}: unknown symbol(s) {', '.join(unknown)} in `{what}`; use {'beta, ' if beta else ''}"
+            f"family {name!r}: unknown symbol(s) {', '.join(unknown)} in `{what}`; use "
+            f"{'' if variable is None else f'{variable.name}, '}"
             f"{_names(t)} and the names in `parameters`"
         )
     undefined = sorted({type(f).__name__ for f in expression.atoms(sp.core.function.AppliedUndef)})
@@ -254,7 +347,7 @@ def _own_symbols(
 
 
 def _names(t: int) -> str:
-    return "c" if t == 1 else ", ".join(symbol.name for symbol in C[:t])
+    return "c" if t == 1 else ", ".join(symbol.name for symbol in encoder_parameters(t))
 
 
 def _interval(name: str, support: str | tuple[object, object]) -> tuple[sp.Expr, sp.Expr]:
@@ -283,9 +376,37 @@ def check_family(family: Family) -> None:
     if family.tilted:
         return
     for probe in _PROBES:
-        at = {symbol: probe / (1 + i) for i, symbol in enumerate(family.c)}
-        at |= {symbol: sp.Rational(4, 5) + sp.Rational(i, 3) for i, symbol in enumerate(family.parameters)}
+        at = _at(probe, family.t, family.parameters)
         (_check_masses if family.points else _check_density)(family, at, probe)
+
+
+def _at(probe: sp.Expr, t: int, parameters: tuple[sp.Symbol, ...]) -> dict[sp.Symbol, sp.Expr]:
+    """Values of the encoder parameters and of the family's own, at which to look at it."""
+    at = {symbol: probe / (1 + i) for i, symbol in enumerate(encoder_parameters(t))}
+    return at | {symbol: sp.Rational(4, 5) + sp.Rational(i, 3) for i, symbol in enumerate(parameters)}
+
+
+def _check_sign(
+    name: str,
+    log_density: sp.Expr,
+    support: tuple[sp.Expr, sp.Expr],
+    t: int,
+    parameters: tuple[sp.Symbol, ...],
+) -> None:
+    """Refuse what is negative somewhere before sympy spends its time on it."""
+    low, high = (float(end) for end in support)
+    fractions = [(2 * k + 1) / 42 for k in range(21)]
+    wide = [math.tan(math.pi * (x - 0.5)) for x in fractions]
+    if math.isfinite(low) and math.isfinite(high):
+        points = [low + (high - low) * x for x in fractions]
+    else:
+        points = [low + math.exp(x / 3) for x in wide] if math.isfinite(low) else wide
+    for probe in _PROBES:
+        density = _density(log_density, _at(probe, t, parameters))
+        for point in points:
+            value = density(mpmath.mpf(point))
+            if abs(mpmath.im(value)) > 1e-12 * abs(value) or mpmath.re(value) < 0:
+                raise InputError(f"family {name!r}: its density at beta = {point:g}, c = {probe} is negative")
 
 
 def _check_masses(family: Family, at: dict[sp.Symbol, sp.Expr], probe: sp.Expr) -> None:
@@ -312,8 +433,10 @@ def _check_density(family: Family, at: dict[sp.Symbol, sp.Expr], probe: sp.Expr)
     steps = (-1e3, -45, -9, -3, -1, -0.1, 0, 0.1, 1, 3, 9, 45, 1e3)
     cuts = [low, *(x for x in (mpmath.mpf(centre + spread * k) for k in steps) if low < x < high), high]
 
+    density = _density(family.log_density, at)
+
     def q(x: mpmath.mpf) -> mpmath.mpf:
-        value = mpmath.exp(log_q(x))
+        value = density(x)
         if mpmath.im(value) != 0 or value < 0:
             raise InputError(f"family {family.name!r}: its density at beta = {float(x):g}, c = {probe} is negative")
         return mpmath.re(value)
@@ -331,6 +454,15 @@ def _check_density(family: Family, at: dict[sp.Symbol, sp.Expr], probe: sp.Expr)
     if family.entropy is not None:
         entropy = total(lambda x: -log_q(x) if mpmath.isfinite(log_q(x)) else mpmath.mpf(0))
         _compare(family, "its entropy is wrong", probe, entropy, _number(family.entropy, at))
+    for draw in family.samplers.values():
+        for u in _LEVELS:
+            try:
+                found = _mass_below(family.log_density, (low, high), draw, at, u)
+            except ValueError as error:
+                raise InputError(f"family {family.name!r}: its sampler {error}, c = {probe}") from None
+            _compare(
+                family, f"its sampler is wrong: the mass below the draw of u = {float(u):g}", probe, found, float(u)
+            )
     if not located:
         raise InputError(f"family {family.name!r}: its spread at c = {probe} is not a number > 0; pass `spread`")
     ends = (max(low, mpmath.mpf(centre + spread * family.reach[0])), min(high, centre + spread * family.reach[1]))

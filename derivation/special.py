@@ -76,6 +76,16 @@ class NormalCdf(sp.Function):  # type: ignore[misc]
         return (1 + sp.erf(self.args[0] / sp.sqrt(2))) / 2
 
 
+class NormalQuantile(sp.Function):  # type: ignore[misc]
+    """The point below which a standard normal law has the mass x, the inverse of Phi."""
+
+    nargs = 1
+    is_real = True
+
+    def elementary(self) -> sp.Expr:
+        return sp.sqrt(2) * sp.erfinv(2 * self.args[0] - 1)
+
+
 class FoldedMean(sp.Function):  # type: ignore[misc]
     """E|x + s Z| for a standard normal Z: the mean of a folded normal law. FoldedMean(x, s)."""
 
@@ -146,7 +156,18 @@ class LogPartition(sp.Function):  # type: ignore[misc]
         raise sp.ArgumentIndexError(self, argindex)
 
 
-ELEMENTARY = (Sigmoid, Softplus, LogSoftplus, SoftplusLogSlope, NormalCdf, FoldedMean, FoldedSlope, FoldedSpread, Expm1)
+ELEMENTARY = (
+    Sigmoid,
+    Softplus,
+    LogSoftplus,
+    SoftplusLogSlope,
+    NormalCdf,
+    NormalQuantile,
+    FoldedMean,
+    FoldedSlope,
+    FoldedSpread,
+    Expm1,
+)
 
 
 def elementary(expression: sp.Expr) -> sp.Expr:

@@ -16,7 +16,7 @@ import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
 from elbotree.evaluation import DEFAULT_TOL, kernels_for
 from elbotree.runtime.checkpoints import CheckpointFolder, Step, encoder_form, fingerprint
-from elbotree.runtime.encoding import bound, encode
+from elbotree.runtime.encoding import bound, draw, encode
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.joint import Joint
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
@@ -81,6 +81,10 @@ class Fit:
     def encode(self, x2: ArrayLike) -> tuple[Array, Array]:
         """Posterior means E[beta_j | x2] and variances of the features, (N, m2) each, of rows x2, (N, n2)."""
         return encode(kernels_for(self.problem.layer, self.encoder), self.problem, x2)
+
+    def sample_features(self, x2: ArrayLike, rng: np.random.Generator) -> Array:
+        """One draw of the features z2 ~ Q2( . | x2) for each row x2, (N, n2) -> (N, m2); repeat a row for several."""
+        return draw(kernels_for(self.problem.layer, self.encoder), self.problem, x2, rng)
 
     def log_prob_bound(self, x2: ArrayLike) -> Array:
         """The ELBO of each row x2, (N, n2) -> (N,) in nats: a lower bound on log p(x2) under the model.

@@ -1,9 +1,9 @@
-"""The encoder at given points x2: posterior means and variances, and the ELBO of each point. The functions of c are the
+"""The encoder at given points x2: posterior means, variances and draws, and the ELBO of each point. The functions of c are the
 generated kernels'; here they are evaluated at c_j = C_j x2 + bias_j instead of in expectation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ class EncodingKernels(Protocol):
     def mean(self, j: int, q: Posterior) -> Integrand: ...
     def variance(self, j: int, q: Posterior) -> tuple[Integrand, ...]: ...
     def kl(self, j: int, q: Posterior, prior: Prior) -> tuple[Integrand, ...]: ...
+    def sampler(self, q: Posterior) -> Callable[..., Array]: ...
 
 
 def encode(kernels: EncodingKernels, problem: Problem, x2: ArrayLike) -> tuple[Array, Array]:
@@ -33,6 +34,16 @@ def encode(kernels: EncodingKernels, problem: Problem, x2: ArrayLike) -> tuple[A
         s[:, j] = _at([kernels.mean(j, q)], q, x)
         V[:, j] = _at(kernels.variance(j, q), q, x)
     return s, V
+
+
+def draw(kernels: EncodingKernels, problem: Problem, x2: ArrayLike, rng: np.random.Generator) -> Array:
+    """One draw of z2 ~ Q2( . | x2) for each row of x2, (N, n2) -> (N, m2). Raises InputError for another shape."""
+    x = _rows(x2, problem.layer.n2)
+    z = np.zeros((len(x), len(problem.encoder)))
+    for j, q in enumerate(problem.encoder):
+        u = rng.random(len(x)) + 2.0**-54  # never 0, where a law on the whole line has no point
+        z[:, j] = kernels.sampler(q)(u, *(x @ q.C[r] + q.bias[r] for r in range(q.t)))
+    return z
 
 
 def bound(kernels: EncodingKernels, problem: Problem, x2: ArrayLike) -> Array:

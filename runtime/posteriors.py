@@ -9,7 +9,7 @@ Derivatives in c or a parameter are taken on the law alone, d/dc E_Q[h] = E_Q[h 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Protocol
@@ -126,6 +126,17 @@ class BetaLaw(Protocol):
 
 
 @dataclass(frozen=True)
+class Standardised:
+    """Laws of beta = centre + spread z, one a row: a density of z up to a factor, (z, rows) -> values, and panels of z that
+    cover all of it but rounding."""
+
+    centre: Array
+    spread: Array
+    density: Callable[[Array, NDArray[np.intp]], Array]
+    panels: Panels
+
+
+@dataclass(frozen=True)
 class Law:
     """A continuous law with beta = centre(c) + spread(c) z.
 
@@ -151,15 +162,15 @@ class Law:
     def _slope(self, score: int | str | None) -> Function | None:
         return None if score is None else self.scores[score] if isinstance(score, int) else self.parameter_scores[score]
 
-    def _panels(self, marks: Sequence[float], centre: Array, spread: Array) -> _Panels:
+    def _panels(self, marks: Sequence[float], centre: Array, spread: Array) -> Panels:
         edges = np.linspace(*self.reach, 9) if self.reach[0] < 0 else _decaying(self.reach[1])
         return _with_marks(edges, marks, centre, spread, self.support)
 
     def of_z(self, g: Function, *c: ArrayLike, score: int | str | None = None) -> Array:
         """E[g(z, *c)] for each c, or with `score` E[g(z, *c) d log q / d that]."""
-        shape, rows = _rows(c)
+        shape, rows = rows_of(c)
         out = np.empty(len(rows[0]))
-        for chosen in _chunks(np.arange(len(out))):
+        for chosen in chunks(np.arange(len(out))):
             out[chosen] = self._of_z(g, [row[chosen] for row in rows], score)
         return out.reshape(shape)
 
@@ -175,6 +186,15 @@ class Law:
             return density * value, np.abs(density) * (1.0 + np.abs(value))
 
         return _adaptive(integrand, self._panels((), self.centre(*c), self.spread(*c)))
+
+    def standardised(self, *c: Array) -> Standardised:
+        """The law for each row of c, as something to integrate over z."""
+
+        def density(z: Array, i: NDArray[np.intp]) -> Array:
+            return np.asarray(np.exp(self.log_density(z, *(row[i][:, None] for row in c))))
+
+        centre, spread = self.centre(*c), self.spread(*c)
+        return Standardised(centre, spread, density, self._panels((), centre, spread))
 
     def mean(self, *c: ArrayLike, score: int | str | None = None) -> Array:
         """s(c) by quadrature, or its derivative: E[score] = 0, so that of the centre falls away."""
@@ -196,14 +216,14 @@ class Law:
     def expect(self, h: OfBeta, around: Prior, *c: ArrayLike, score: int | str | None = None) -> Array:
         """See BetaLaw. Where the law is narrower than 1e-6 of the prior's scale, d/dc is a fourth-order difference of
         E[h], because the score form would divide rounding errors by the spread."""
-        shape, rows = _rows(c)
+        shape, rows = rows_of(c)
         out = np.empty(len(rows[0]))
         narrow = np.zeros(len(out), dtype=bool)
         if isinstance(score, int):
             narrow = self.spread(*rows) < 1e-6 * around.scale
-        for chosen in _chunks(np.flatnonzero(~narrow)):
+        for chosen in chunks(np.flatnonzero(~narrow)):
             out[chosen] = self._integrate(h, around, [row[chosen] for row in rows], score)
-        for chosen in _chunks(np.flatnonzero(narrow)):
+        for chosen in chunks(np.flatnonzero(narrow)):
             out[chosen] = self._difference(h, around, [row[chosen] for row in rows], int(score or 0))
         return out.reshape(shape)
 
@@ -244,9 +264,9 @@ class TiltedLaw:
 
     def expect(self, h: OfBeta, around: Prior, *c: ArrayLike, score: int | str | None = None) -> Array:
         """See BetaLaw; `score` is 0 (for c) or "precision"."""
-        shape, (rows,) = _rows(c)
+        shape, (rows,) = rows_of(c)
         out = np.empty(len(rows))
-        for chosen in _chunks(np.arange(len(rows))):
+        for chosen in chunks(np.arange(len(rows))):
             out[chosen] = self._chunk(h, around, rows[chosen], score)
         return out.reshape(shape)
 
@@ -265,7 +285,7 @@ class TiltedLaw:
             return (value - base[i][:, None]) * slope
 
         total = np.zeros(len(c))
-        for weight, part in _components(self.base):
+        for weight, part in components(self.base):
             points, masses = (found[part.atoms[1] > 0] for found in part.atoms)
             if len(points):
                 exponents = np.log(weight * masses) + c[:, None] * points - 0.5 * self.precision * points**2
@@ -282,43 +302,48 @@ class TiltedLaw:
         self, weighted: Callable[..., Array], part: Prior, around: Prior, c: Array, live: NDArray[np.intp]
     ) -> Array:
         """E under one tilted continuous component, for the rows `live` of c; normalised by its own quadrature."""
-        tilt = c[live]
-        centre = part.log_partition(tilt, self.precision, 1)
-        spread = np.sqrt(part.log_partition(tilt, self.precision, 2))
-        gaussian = isinstance(part, Normal)
-        edges = np.linspace(-9.5, 9.5, 9) if gaussian else np.concatenate([-_decaying(45.0)[:0:-1], _decaying(45.0)])
-        panels = _with_marks(edges, (*_landmarks(around), *part.breakpoints), centre, spread, part.support)
-
-        def log_density(z: Array, i: NDArray[np.intp]) -> Array:
-            if gaussian:
-                return -0.5 * z**2
-            beta = centre[i][:, None] + spread[i][:, None] * z
-            # the exponent relative to its value at the centre: c beta alone may be 1e12
-            tilted = (tilt[i][:, None] - self.precision * (beta + centre[i][:, None]) / 2) * spread[i][:, None] * z
-            return part.logpdf(beta) - part.logpdf(centre[i])[:, None] + tilted
+        one = self.component(part, c[live], _landmarks(around))
 
         def integrand(z: Array, i: NDArray[np.intp]) -> tuple[Array, Array]:
-            density = np.exp(log_density(z, i))
-            value = weighted(centre[i][:, None] + spread[i][:, None] * z, False, live[i])
+            density = one.density(z, i)
+            value = weighted(one.centre[i][:, None] + one.spread[i][:, None] * z, False, live[i])
             return np.where(density > 0, density * np.where(density > 0, value, 0.0), 0.0), density * (
                 1 + np.abs(value)
             )
 
         def normaliser(z: Array, i: NDArray[np.intp]) -> tuple[Array, Array]:
-            density = np.exp(log_density(z, i))
+            density = one.density(z, i)
             return density, density
 
-        return _adaptive(integrand, panels) / _adaptive(normaliser, panels)
+        return _adaptive(integrand, one.panels) / _adaptive(normaliser, one.panels)
+
+    def component(self, part: Prior, tilt: Array, marks: Sequence[float] = ()) -> Standardised:
+        """One continuous component of the base, tilted: beta = centre + spread z with a density that is not normalised."""
+        centre = part.log_partition(tilt, self.precision, 1)
+        spread = np.sqrt(part.log_partition(tilt, self.precision, 2))
+        gaussian = isinstance(part, Normal)
+        edges = np.linspace(-9.5, 9.5, 9) if gaussian else np.concatenate([-_decaying(45.0)[:0:-1], _decaying(45.0)])
+        panels = _with_marks(edges, (*marks, *part.breakpoints), centre, spread, part.support)
+
+        def density(z: Array, i: NDArray[np.intp]) -> Array:
+            if gaussian:
+                return np.exp(-0.5 * z**2)
+            beta = centre[i][:, None] + spread[i][:, None] * z
+            # the exponent relative to its value at the centre: c beta alone may be 1e12
+            tilted = (tilt[i][:, None] - self.precision * (beta + centre[i][:, None]) / 2) * spread[i][:, None] * z
+            return np.exp(part.logpdf(beta) - part.logpdf(centre[i])[:, None] + tilted)
+
+        return Standardised(centre, spread, density, panels)
 
 
-def _components(prior: Prior, weight: float = 1.0) -> list[tuple[float, Prior]]:
+def components(prior: Prior, weight: float = 1.0) -> list[tuple[float, Prior]]:
     """The components of a (nested) mixture with their weights; a spike is the law itself restricted to its atom."""
     if isinstance(prior, Mixture):
         pairs = zip(prior.weights, prior.components, strict=True)
-        return [found for w, part in pairs if w > 0 for found in _components(part, weight * w)]
+        return [found for w, part in pairs if w > 0 for found in components(part, weight * w)]
     if isinstance(prior, SpikeSlab):
         spike = [(weight * (1 - prior.p), Prior.from_spec({"kind": "discrete", "points": [0.0], "masses": [1.0]}))]
-        slab = _components(prior.slab, weight * prior.p) if prior.p > 0 else []
+        slab = components(prior.slab, weight * prior.p) if prior.p > 0 else []
         return (spike if prior.p < 1 else []) + slab
     return [(weight, prior)]
 
@@ -327,7 +352,7 @@ def _landmarks(prior: Prior) -> tuple[float, ...]:
     """Points of beta near which the log density of a prior may turn quickly: its breakpoints, and each component's mean
     with one, four and ten standard deviations about it."""
     marks = set(prior.breakpoints)
-    parts = [part for _, part in _components(prior) if part.continuous_weight > 0]
+    parts = [part for _, part in components(prior) if part.continuous_weight > 0]
     for part in parts if len(parts) > 1 else []:
         deviation = float(np.sqrt(part.variance()))
         marks |= {part.mean() + k * deviation for k in (-10, -4, -1, 0, 1, 4, 10)}
@@ -338,7 +363,7 @@ def _landmarks(prior: Prior) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class _Panels:
+class Panels:
     """Panels [low, high] of z, each belonging to one row (one value of c)."""
 
     low: Array
@@ -347,13 +372,13 @@ class _Panels:
     rows: int
 
     @cached_property
-    def halved(self) -> _Panels:
+    def halved(self) -> Panels:
         middle = 0.5 * (self.low + self.high)
         low = np.concatenate([self.low, middle])
-        return _Panels(low, np.concatenate([middle, self.high]), np.tile(self.row, 2), self.rows)
+        return Panels(low, np.concatenate([middle, self.high]), np.tile(self.row, 2), self.rows)
 
-    def __getitem__(self, chosen: NDArray[np.bool_]) -> _Panels:
-        return _Panels(self.low[chosen], self.high[chosen], self.row[chosen], self.rows)
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> Panels:
+        return Panels(self.low[chosen], self.high[chosen], self.row[chosen], self.rows)
 
     def __len__(self) -> int:
         return len(self.low)
@@ -362,7 +387,7 @@ class _Panels:
 _X, _W = np.polynomial.legendre.leggauss(_NODES)
 
 
-def _rule(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]], panels: _Panels) -> tuple[Array, Array]:
+def rule(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]], panels: Panels) -> tuple[Array, Array]:
     """The Gauss-Legendre value on each panel, and that of the magnitude that rounding scales with."""
     half = 0.5 * (panels.high - panels.low)
     z = (panels.low + half)[:, None] + half[:, None] * _X
@@ -370,14 +395,34 @@ def _rule(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]], p
     return half * (value @ _W), half * (size @ _W)
 
 
-def _adaptive(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]], panels: _Panels) -> Array:
+def _adaptive(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]], panels: Panels) -> Array:
     """int integrand dz for each row: panels are halved until the halves agree with the whole.
 
     integrand(z, rows) -> (value, size), on node arrays (panels, nodes). Raises InputError where the integrand is not
     finite, ToleranceError when 60 halvings or 4 million panels do not resolve it.
     """
-    total, size_total = np.zeros(panels.rows), np.zeros(panels.rows)
-    value, size = _rule(integrand, panels)
+    total = np.zeros(panels.rows)
+    for found, value in _each_panel(integrand, panels):
+        np.add.at(total, found.row, value)
+    return total
+
+
+def resolved(
+    integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]], panels: Panels
+) -> tuple[Panels, Array]:
+    """The panels in which `_adaptive` ends, in the order of rows and of z, and the integral over each."""
+    parts = list(_each_panel(integrand, panels))
+    low, high, row = (np.concatenate([getattr(found, name) for found, _ in parts]) for name in ("low", "high", "row"))
+    order = np.lexsort((low, row))
+    whole = Panels(low[order], high[order], row[order], panels.rows)
+    return whole, np.concatenate([value for _, value in parts])[order]
+
+
+def _each_panel(
+    integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]], panels: Panels
+) -> Iterator[tuple[Panels, Array]]:
+    size_total = np.zeros(panels.rows)
+    value, size = rule(integrand, panels)
     np.add.at(size_total, panels.row, size)
     if not np.all(np.isfinite(value)):
         raise InputError(
@@ -388,21 +433,21 @@ def _adaptive(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]
     for _ in range(_LEVELS):
         seen += len(panels)
         halves = panels.halved
-        fine, _ = _rule(integrand, halves)
+        fine, _ = rule(integrand, halves)
         n = len(panels)
         better = fine[:n] + fine[n:]
         done = np.abs(better - value) <= _TOL * size_total[panels.row]
-        np.add.at(total, panels.row[done], better[done])
+        yield panels[done], better[done]
         keep = np.tile(~done, 2)
         panels, value = halves[keep], fine[keep]
         if not len(panels):
-            return total
+            return
         if seen > _MAX_PANELS:
             break
     worst = float(np.abs(value).max())
     if worst < 1e-12 * float(size_total.max()):  # an integrable singularity's last sliver
-        np.add.at(total, panels.row, value)
-        return total
+        yield panels, value
+        return
     raise ToleranceError(
         f"an expectation over a posterior was not resolved by {_LEVELS} halvings ({worst:.1e} left); its prior's log "
         "density is not piecewise smooth between its breakpoints"
@@ -420,7 +465,7 @@ def _with_marks(
     centre: Array,
     spread: Array,
     support: tuple[float, float] = (-np.inf, np.inf),
-) -> _Panels:
+) -> Panels:
     """Panels between `edges` of z, for each row cut also at the marks of beta, and clipped to the support of beta."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         cuts = (np.asarray(marks, dtype=np.float64) - centre[:, None]) / spread[:, None]
@@ -432,7 +477,7 @@ def _with_marks(
     rows = np.broadcast_to(np.arange(len(centre))[:, None], (len(centre), every.shape[1] - 1))
     lows, highs = every[:, :-1].ravel(), every[:, 1:].ravel()
     wide = highs > lows
-    return _Panels(lows[wide], highs[wide], rows.ravel()[wide], len(centre))
+    return Panels(lows[wide], highs[wide], rows.ravel()[wide], len(centre))
 
 
 def _baseline(h: OfBeta, centre: Array, spread: Array, base: Prior | None = None) -> Array:
@@ -447,12 +492,12 @@ def _baseline(h: OfBeta, centre: Array, spread: Array, base: Prior | None = None
     return np.where(np.isfinite(value), value, 0.0)
 
 
-def _rows(c: Sequence[ArrayLike]) -> tuple[tuple[int, ...], list[Array]]:
+def rows_of(c: Sequence[ArrayLike]) -> tuple[tuple[int, ...], list[Array]]:
     arrays = np.broadcast_arrays(*(np.asarray(item, dtype=np.float64) for item in c))
     return arrays[0].shape, [array.ravel() for array in arrays]
 
 
-def _chunks(chosen: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+def chunks(chosen: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     return [chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK)]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
 import pytest
 import sympy as sp
+from scipy import stats
 
 from elbotree.derivation import families, registration
 from elbotree.derivation.deadline import within
@@ -16,7 +18,9 @@ from elbotree.runtime.errors import InputError
 
 WIDTH = sp.Symbol("width", positive=True)
 LAPLACE = sp.exp(-sp.Abs(BETA - C[0]) / WIDTH) / (2 * WIDTH)
-beta, c = sp.symbols("beta c")  # a user's symbols, without assumptions
+beta, c, u = sp.symbols("beta c u")  # a user's symbols, without assumptions
+EXPONENTIAL = sp.exp(c - beta * sp.exp(c))
+KNOWN = {"t": 1, "support": "half-line", "mean": sp.exp(-c), "variance": sp.exp(-2 * c), "entropy": 1 - c}
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +40,7 @@ def test_moments_are_found_from_the_density():
     assert sp.simplify(family.entropy - (1 - C[0])) == 0
     assert get_family("by_rate") is family
     assert [form.prior for form in family.divergences] == ["exponential", "normal", "*"]
+    assert sp.simplify(family.samplers["*"] + sp.exp(-C[0]) * sp.log(1 - families.U)) == 0
     laplace = register_family("around", LAPLACE, t=1, parameters=(WIDTH,))
     assert sp.simplify(laplace.variance - 2 * WIDTH**2) == 0
     assert sp.simplify(laplace.entropy - 1 - sp.log(2 * WIDTH)) == 0
@@ -76,12 +81,66 @@ def test_infinite_support_without_moments_needs_a_place_to_look():
     assert family.centre == C[0]
 
 
+DRAWS = {
+    "normal": (sp.exp(-((beta - c) ** 2) / 2) / sp.sqrt(2 * sp.pi), {}, lambda p, x: stats.norm.ppf(p, x)),
+    "logistic": (
+        sp.exp(c - beta) / (1 + sp.exp(c - beta)) ** 2,
+        {"centre": c, "spread": sp.Integer(2)},
+        lambda p, x: stats.logistic.ppf(p, x),
+    ),
+    "gumbel": (
+        sp.exp(-(beta - c) - sp.exp(-(beta - c))),
+        {"centre": c, "spread": sp.Integer(1)},
+        lambda p, x: stats.gumbel_r.ppf(p, x),
+    ),
+    "weibull": (
+        2 * beta * sp.exp(c - beta**2 * sp.exp(c)),
+        {"support": "half-line", "mean": sp.sqrt(sp.pi) * sp.exp(-c / 2) / 2, "variance": (1 - sp.pi / 4) * sp.exp(-c)},
+        lambda p, x: stats.weibull_min.ppf(p, 2, scale=math.exp(-x / 2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(DRAWS))
+def test_draws_are_found_from_the_density(name, monkeypatch):
+    """In closed form, and the quantiles that scipy has of that law. The other searches have no time here."""
+    density, known, quantile = DRAWS[name]
+    monkeypatch.setattr(registration, "_integral", lambda *arguments: None)
+    arguments = {"centre": c, "spread": sp.Integer(1), "t": 1} | known
+    family = register_family(f"my_{name}", density, **arguments)
+    draw = family.samplers["*"]
+    for p in (0.03, 0.4, 0.97):
+        for x in (-1.2, 0.9):
+            value = draw.subs({families.U: p, C[0]: x}).evalf()
+            assert float(value) == pytest.approx(quantile(p, x), rel=1e-9, abs=1e-9)
+
+
+def test_where_no_inverse_is_found_draws_are_left_to_quadrature(monkeypatch):
+    monkeypatch.setattr(registration, "_integral", lambda *arguments: None)
+    gamma = beta**2 * sp.exp(-beta / (1 + c**2)) / 2 / (1 + c**2) ** 3
+    known = {"mean": 3 * (1 + c**2), "variance": 3 * (1 + c**2) ** 2}
+    assert register_family("gamma_three", gamma, t=1, support="half-line", seconds=1.0, **known).samplers == {}
+
+
+def test_any_number_of_parameters():
+    t = 11
+    mean = sp.Add(*sp.symbols(f"c0:{t}"))
+    density = sp.exp(-((beta - mean) ** 2) / 2) / sp.sqrt(2 * sp.pi)
+    known = {"mean": mean, "variance": sp.Integer(1), "entropy": (1 + sp.log(2 * sp.pi)) / 2, "sampler": mean + 0 * u}
+    with pytest.raises(InputError, match="its sampler is wrong"):
+        register_family("eleven", density, t=t, **known)
+    family = register_family("eleven", density, t=t, **(known | {"sampler": mean + sp.sqrt(2) * sp.erfinv(2 * u - 1)}))
+    assert len(family.c) == t
+    assert family.c[10] in family.mean.free_symbols
+
+
 @pytest.mark.parametrize(
     ("density", "arguments", "message"),
     [
         (LAPLACE, {"t": 1}, "unknown symbol.s. width in `density`; use beta, c and the names"),
         (LAPLACE, {"t": 2, "parameters": ("width",)}, "must depend on all of c0, c1, since t = 2"),
-        (LAPLACE, {"t": 0, "parameters": ("width",)}, "t = 0; it must be a whole number from 1"),
+        (LAPLACE, {"t": 0, "parameters": ("width",)}, "t = 0; it must be a whole number of at least 1"),
+        (LAPLACE, {"t": 1, "parameters": ("c12",)}, "parameter 'c12' is not a free name"),
         (LAPLACE, {"t": 1, "parameters": (sp.Symbol("width", negative=True),)}, "must be a positive symbol"),
         (LAPLACE, {"t": 1, "parameters": ("beta",)}, "parameter 'beta' is not a free name"),
         (LAPLACE, {"t": 1, "parameters": ("width",), "support": "circle"}, '"real", "half-line" or an interval'),
@@ -96,7 +155,19 @@ def test_infinite_support_without_moments_needs_a_place_to_look():
         (sp.exp(c), {"t": 1}, "does not depend on beta"),
         (c**beta, {"t": 1, "points": (0, 1)}, "its masses do not sum to 1|the mass of beta"),
         (c**beta, {"t": 1, "points": (1, 1)}, "at least two different finite numbers"),
-        (1 / (1 + sp.exp(c)), {"t": 1, "points": (0, 1), "mean": c}, "is a finite sum; leave it out"),
+        (1 / (1 + sp.exp(c)), {"t": 1, "points": (0, 1), "mean": c}, "is a finite sum or a table; leave it out"),
+        (1 / (1 + sp.exp(c)), {"t": 1, "points": (0, 1), "sampler": c}, "is a finite sum or a table; leave it out"),
+        (
+            EXPONENTIAL,
+            KNOWN | {"sampler": -sp.log(u)},
+            r"sampler is wrong: the mass below the draw of u = 0.05 at c = -7/5",
+        ),
+        (
+            EXPONENTIAL,
+            KNOWN | {"sampler": sp.log(u)},
+            r"its sampler log\(u\) is not on the support at u = 1/20, c = -7/5",
+        ),
+        (EXPONENTIAL, KNOWN | {"sampler": beta}, "unknown symbol.s. beta in `sampler`; use u, c"),
         (None, {"t": 1}, "give either `density` or `log_density`"),
     ],
 )
