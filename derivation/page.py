@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-math { font-size: 1.1em; overflow-x: auto; display: block; text-align: left; margin: .4rem 0; }
+math { font-size: 1.1em; overflow: auto hidden; padding: .35rem 0; display: block; text-align: left; margin: .4rem 0; }
 section { border-top: 1px solid #8886; padding: .6rem 0; }
 code { font-size: .92em; } .note { opacity: .75; } li { margin: .5rem 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { opacity: .75; } dd { margin: 0; }

@@ -199,7 +199,8 @@ def _tree(tree: LossTree, kernels: Kernels, values: Values | None) -> Markup:
     keyboard and screen reader without any script. Without values it shows what each term is."""
 
     def node(name: str) -> Markup:
-        part, cost = tree[name], cost_text(tree[name].cost)
+        part = tree[name]
+        cost, grid_cost = cost_text(part.cost), cost_text(part.grid_cost)
         figures = [tag("span", f" {part.place}", class_="number soft")]
         if values is not None:
             figures = _figures(values[name], values.share(name))
@@ -211,7 +212,8 @@ def _tree(tree: LossTree, kernels: Kernels, values: Values | None) -> Markup:
             "paper": part.place,
             "errata": part.erratum,
             "joint law": law_text(part.law),
-            "cost": f"{cost}, N bins or modes in each dimension" if "N" in cost else cost,
+            "cost": f"{cost}, N modes in each dimension" if "N" in cost else cost,
+            "on the grid": f"{grid_cost}, N of the paper's bins in each dimension" if "N" in grid_cost else "",
             "time": "" if values is None else seconds_text(values[name].seconds),
         }
         kernel = tag("code", inspect.getsource(kernels[name]).rstrip())
