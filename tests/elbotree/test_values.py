@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 
@@ -67,9 +68,9 @@ def test_json_holds_the_keys_of_the_format_alone() -> None:
 
 
 def test_html_escapes_nothing_away() -> None:
-    html = made()._repr_html_()
-    assert html.count("<tr>") == 13
-    assert html.count("</td>") == 12 * 3
+    page = made()._repr_html_()
+    assert page.count("<tr>") == 13
+    assert page.count("</td>") == 12 * 3
 
 
 def test_shares_are_contributions_to_the_loss_and_add_up() -> None:
@@ -95,6 +96,18 @@ def test_times_of_leaves_add_up_and_are_shown_where_known() -> None:
     assert "125 ms" in str(values)
     assert "time" not in str(made())
     assert "seconds" not in values.to_dict()["terms"]["L"]
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_print_and_notebook_show_the_same_cells(check: bool) -> None:
+    values = made(check=check)
+    page = html.unescape(values._repr_html_())
+    for row in values.cells():
+        for cell in row:
+            assert cell in str(values)
+            assert f">{cell}</" in page
+    assert values.caption() in page
+    assert values.caption() in str(values)
 
 
 @pytest.mark.parametrize("name", NAMES)
