@@ -107,7 +107,7 @@ main { max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0 .5rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; }
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .4rem; }
 p { margin: .5rem 0; max-width: 46rem; } .soft { color: var(--soft); } .big { font-size: 1.15rem; }
-a { color: var(--mark); } a.skip { position: absolute; left: -100vw; } a.skip:focus { position: static; }
+a { color: var(--mark); }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
 code, pre, .number { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .875em; }
 pre { background: var(--panel); padding: .75rem; overflow-x: auto; border-radius: 6px; margin: .5rem 0; }
@@ -115,7 +115,7 @@ pre { background: var(--panel); padding: .75rem; overflow-x: auto; border-radius
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; } th[scope=row] { white-space: pre; } td.text { text-align: left; white-space: normal; }
+th:first-child { text-align: left; } th[scope=row] { white-space: pre; }
 details { border-left: 2px solid var(--rule); padding-left: .8rem; margin: .3rem 0; }
 details.inner { border-left-style: dotted; }
 summary { cursor: pointer; padding: .25rem 0; }
