@@ -125,8 +125,7 @@ class BLaw:
         moments = self.norm * _SPREAD * np.sqrt((p_powers**2).T @ weight**2 @ q_powers**2)
         parts = self._by_monomial * (np.abs(A) ** exponents[:, None])[_C] * (np.abs(B) ** exponents[:, None])[_D]
         by_degree = np.add.reduceat(parts * moments[_C, _D][:, None], _STARTS, axis=0)
-        if not self.weak.usable.all():
-            by_degree[:, ~self.weak.usable & ((A != 0) | (B != 0))] = np.inf
+        by_degree[:, ~self.weak.usable] = np.inf  # also where the pair does not see it: there is no log phi_i to add
         beyond = by_degree[::-1].cumsum(axis=0)[::-1]  # beyond[m]: degrees m and up
         # what each degree from 2, that of the noise, leaves out, with the geometric tail of what the table does not hold
         left = beyond[3 : _HIGHEST + 2] + by_degree[-1]

@@ -108,6 +108,28 @@ def test_many_weak_sources_cost_as_much_as_few() -> None:
         assert made.degree <= 8
 
 
+def test_a_source_with_zeros_is_never_merged() -> None:
+    """The characteristic function of a fair coin vanishes on the way: it has no logarithm there, seen by the pair or not."""
+    priors = (Bernoulli(0.5), Bernoulli(0.5), Bernoulli(0.1))
+    law = OutputLaw(
+        Layer(np.eye(3), np.ones(3), np.array([0.0, 1.0, 0.3]), "abs"),
+        FeatureModel(np.eye(3), list(priors), 0.02),
+        1e-8,
+    )
+    axes = []
+    for row in np.array([[8.0, 0.0, 0.0], [7.0, 0.0, 1.0]]):
+        c = law.coordinate(row, 0.0)
+        axes.append(Axis(c, Period(*c.bounds(np.log(1e-9)), 0.0)))
+    shared = BLaw(law.lattice_law, law.transform, law.u, law.w, compiled=False)
+    coefficients = smooth(6, 6)
+    made = PairLattice(shared, axes[0], axes[1], np.abs(coefficients), 1e-7)
+    assert not made.merged[1]  # b meets its zeros, c_j and c_k do not see it
+    modes = np.array([(p, q) for p in range(-6, 7) for q in range(7) if q > 0 or p >= 0])
+    frame = Frame(law.lattice_law, law.transform, law.u, law.w, axes, modes)
+    exact = float((coefficients[modes[:, 0] + 6, modes[:, 1]] @ frame.X).real)
+    assert abs(made.value(coefficients) - exact) <= made.error(coefficients)
+
+
 def test_a_smaller_tolerance_walks_more() -> None:
     law = output(SPARSE, "relu", 1e-10)
     a, b = pair(law, 6.0)
