@@ -22,7 +22,7 @@ from elbotree.runtime.psi_transform import PsiTransform, finite_psi
 
 Array = NDArray[np.float64]
 
-_B_SHARE = 0.01  # of tol, for each cut in b
+_B_SHARE = 0.002  # of tol, for each cut in b
 
 
 class OutputLaw:

@@ -37,6 +37,7 @@ from elbotree.runtime.pairs import Pairs, PairTerm
 Array = NDArray[np.float64]
 
 _COMPILE_FROM = 100_000  # pairs times sources times digits cubed: n = 8 at tol 1e-4 is below, n = 8 at 1e-6 above
+_TAIL_SHARE = 0.003  # of tol, for the mass outside a coordinate's range: bounds on tails are looser than those on modes
 _AT_ONCE = 64  # pairs that are walked between two looks at the memory that their sums take
 
 _log = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ class SpectralExpectations:
         return self._coordinates[j, r]
 
     def _level(self, g: Integrand, tol: float) -> tuple[int, float]:
-        """Which range of c to expand g on (a level of 0 leaves 2 % of tol outside, each further one e^3 less), and the
+        """Which range of c to expand g on (a level of 0 leaves 0.3 % of tol outside, each further one e^3 less), and the
         bound on what is outside: 4 max|g| epsilon, the aliases of a period included."""
         level = 0
         while True:
@@ -230,7 +231,7 @@ class SpectralExpectations:
         return self._sizes[key][1]
 
     def _log_epsilon(self, level: int) -> float:
-        return float(np.log(0.02 * self.tol)) - 3.0 * level
+        return float(np.log(_TAIL_SHARE * self.tol)) - 3.0 * level
 
     def _axis(self, j: int, r: int, level: int, pad: int) -> Axis:
         key = (j, r, level, pad)
@@ -481,13 +482,13 @@ class SpectralExpectations:
                 elif linear_g[j] is not None:
                     value, error = self._with_linear(rows_h[k], g, linear_g[j])
                     record(j, k, value, error, 0.0)
-                elif g.feature == h.feature and g.uses == h.uses:
-                    value, error = self._term(_product(g, h), tol).value()
+                elif (both := self._of_one(g, h)) is not None:
+                    value, error = self._term(both, tol).value()
                     record(j, k, value, error, 0.0)
                 else:
                     on_lattices.append((j, k, tol))
         if on_lattices:
-            level = self.pairs.level(min(tol for _, _, tol in on_lattices))
+            level = self._pair_level(gs, hs, on_lattices)
             means = all(_both_means(gs[j], hs[k]) for j, k, _ in on_lattices)
             if means:
                 level = self._mean_level = max(level, self._mean_level)
@@ -514,6 +515,33 @@ class SpectralExpectations:
                     if means:
                         self._mean_pairs[gs[j].label, hs[k].label, level] = (tol, *found)
         return out
+
+    def _of_one(self, g: Integrand, h: Integrand) -> Integrand | None:
+        """g h as a function of g's coordinates where h depends on the same ones, or on a multiple of the same one; else None."""
+        label = f"{g.label} {h.label}"
+        if g.feature == h.feature and g.uses == h.uses:
+            return Integrand(g.feature, g.uses, lambda *c: g.value(*c) * h.value(*c), None, label)
+        if len(g.uses) != 1 or len(h.uses) != 1:
+            return None
+        (row, bias), (other, other_bias) = self._row(g), self._row(h)
+        ratio = float(other @ row / (row @ row)) if np.any(row) else 0.0
+        if not np.any(row) or np.abs(other - ratio * row).max() > 1e-15 * np.abs(other).max(initial=0.0):
+            return None
+        return Integrand(
+            g.feature, g.uses, lambda c: g.value(c) * h.value(ratio * (c - bias) + other_bias), None, label
+        )
+
+    def _pair_level(
+        self, gs: Sequence[Integrand], hs: Sequence[Integrand], tasks: Sequence[tuple[int, int, float]]
+    ) -> int:
+        """The digits that ranges and frequencies of these pairs are made for: they cut g times h, however large."""
+
+        def size(g: Integrand) -> float:
+            return max(1.0, self._largest(g, 0)) if len(g.uses) == 1 else 1.0
+
+        of_g = {j: size(gs[j]) for j in {j for j, _, _ in tasks}}
+        of_h = {k: size(hs[k]) for k in {k for _, k, _ in tasks}}
+        return self.pairs.level(min(tol / (of_g[j] * of_h[k]) for j, k, tol in tasks))
 
     def _check_cost(self, terms: Sequence[PairTerm], count: int) -> None:
         """Say how long `count` pairs like these will take, before they do; refuse where that is more than was allowed."""
@@ -626,15 +654,15 @@ class SpectralExpectations:
                     done = self._F_and_along([h], functional[None, :])
                     values[i] += done.value[0]
                     errors[i] += done.error[0]
-                elif g.feature == h.feature and g.uses == h.uses:
-                    value, error = self._term(_product(g, h), tol).F()
+                elif (both := self._of_one(g, h)) is not None:
+                    value, error = self._term(both, tol).F()
                     values[i] += weight * value
                     tails[i] += abs(weight) * error
                 else:
                     waiting.append((i, k, tol))
         if waiting:
             pairs = self.pairs
-            level = pairs.level(min(tol for _, _, tol in waiting))
+            level = self._pair_level(gs, hs, waiting)
             for i, k, _ in waiting:
                 combined[i] += weights[i, k] * pairs.line(hs[k], level)
 
@@ -683,11 +711,6 @@ def _holding(g: Callable[..., Array], which: int, at: float | None) -> Callable[
         return g(*both)
 
     return held
-
-
-def _product(g: Integrand, h: Integrand) -> Integrand:
-    """g h, both functions of the same parameters."""
-    return Integrand(g.feature, g.uses, lambda *c: g.value(*c) * h.value(*c), None, f"{g.label} {h.label}")
 
 
 def _both_means(g: Integrand, h: Integrand) -> bool:
