@@ -165,6 +165,31 @@ def test_writers_at_once_leave_one_whole_file(place):
     assert len(list(place.iterdir())) == 1
 
 
+def test_processes_at_once_leave_whole_files_and_agree(place):
+    """Four processes write and read the same three keys a hundred times, with texts that no single write would hold."""
+    code = (
+        "from elbotree.codegen import cache\n"
+        "for n in range(100):\n"
+        "    name = 'abc'[n % 3]\n"
+        "    text = cache.remembered(lambda: name * 300_000, 'shared', name)\n"
+        "    assert text == name * 300_000, (name, len(text))\n"
+        "    if n % 7 == 0: (cache.folder() / f\"{cache.key('shared', name)}.txt\").unlink(missing_ok=True)\n"
+        "print('done')"
+    )
+    environment = {**os.environ, "ELBOTREE_CACHE": str(place)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(4)
+    ]
+    for process in running:
+        out, err = process.communicate(timeout=300)
+        assert (process.returncode, out) == (0, "done\n"), err
+    assert not list(place.glob(".new-*"))
+    assert len(list(place.glob("*.txt"))) <= 3
+
+
 def test_remembered_kernels_load_without_sympy_and_are_the_same(place):
     code = (
         "import sys; from elbotree.codegen import compile_psi, generate; k = generate('tanh', 'bernoulli');"

@@ -237,6 +237,52 @@ def test_text_is_the_same_in_another_process() -> None:
     assert found == {generate("relu", ["tilted", "normal"]).source}
 
 
+def test_every_shipped_psi_and_family_prints_the_same_text_whatever_the_hash_seed() -> None:
+    """Each psi's section, and whole modules with all families where psi changes the leaves: no set of symbols decides."""
+    from elbotree.derivation.activations import activation_names
+
+    code = (
+        "import hashlib, elbotree.codegen.kernels as k; from elbotree.codegen.functions import psi_section\n"
+        "from elbotree.derivation.activations import activation_names\n"
+        "def show(name, text): print(name, hashlib.sha256(text.encode()).hexdigest())\n"
+        "for psi in activation_names(): show(psi, psi_section(psi))\n"
+        f"for psi in ('elu', 'identity'): show(psi, k.source_of(psi, {FAMILIES!r}))"
+    )
+    found = set()
+    for seed in ("3", "1234"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "ELBOTREE_CACHE": "off"}
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        found.add(run.stdout)
+    assert len(found) == 1
+    assert [line.split()[0] for line in found.pop().splitlines()] == [*activation_names(), "elu", "identity"]
+
+
+def test_a_module_on_disk_needs_numpy_scipy_and_the_runtime_alone(tmp_path) -> None:
+    """Loaded, evaluated and differentiated where nothing else of the project's requirements can be imported."""
+    kernels = generate("relu", FAMILIES)
+    kernels.write(tmp_path / "kernels_here.py")
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"sympy", "mpmath", "networkx", "numba", "safetensors", "click", "rich"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import kernels_here as k
+import numpy as np
+from elbotree.runtime import Bernoulli, Encoder, FeatureModel, Layer, Normal, Posterior, Problem, SamplingExpectations
+model = FeatureModel([[1.0], [0.5]], [Normal(0, 1)], 0.4)
+layer = Layer(np.eye(2), [1.0, 0.0], [0.0, 1.0], k.PSI)
+problem = Problem(layer, model, model, Encoder([Posterior("normal", [[0.3, 0.1]], std=0.5)]))
+law = SamplingExpectations(layer, model, problem.encoder, 1000)
+print(sorted(k.evaluate(law, problem)) == sorted(k.NODES), k.sampler(problem.encoder[0])(0.5, 0.25))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["True", "0.25"]
+
+
 def test_header_names_what_it_was_made_of() -> None:
     source = generate("relu", "bernoulli").source
     assert source.startswith('"""The loss of a variational auto-encoder')

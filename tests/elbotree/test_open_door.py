@@ -31,12 +31,54 @@ def problem(family, prior, psi="tanh"):
 def test_a_family_that_repeats_a_shipped_one_gives_its_numbers():
     softplus = sympy.log(1 + sympy.exp(C))
     et.register_family("mine", sympy.exp(-BETA / softplus) / softplus, t=1, support="half-line")
-    mine, theirs = (
-        et.evaluate(problem(name, et.Gamma(2.0, 0.7)), tol=0.5, method="grid", eps=0.05)
-        for name in ("mine", "exponential")
-    )
+    mine, theirs = (et.evaluate(problem(name, et.Gamma(2.0, 0.7)), tol=1e-7) for name in ("mine", "exponential"))
     for name in ("L", "R1", "S1", "T2", "T3"):
         assert mine[name].value == pytest.approx(theirs[name].value, rel=1e-9)
+
+
+@pytest.mark.parametrize("psi", ["tanh", "relu"])
+def test_an_exponential_posterior_has_the_square_of_its_mean_for_a_variance(psi):
+    """V = s^2, so with one feature S1 = H_11 E[V] and T3 = H_11 E[s^2] are one number, computed in two ways."""
+    values = et.evaluate(problem("exponential", et.Gamma(2.0, 0.7), psi), tol=1e-7)
+    assert abs(values["T3"].value - values["S1"].value) <= values["T3"].error + values["S1"].error
+    assert values["T3"].error <= 1e-7 * max(1, abs(values["T3"].value))
+
+
+DENSITIES = {
+    "bernoulli": (sympy.exp(C * BETA) / (1 + sympy.exp(C)), {"points": (0, 1)}),
+    "normal": (
+        sympy.exp(-(((BETA - C) / sympy.Symbol("width")) ** 2) / 2) / sympy.Symbol("width") / sympy.sqrt(2 * sympy.pi),
+        {"parameters": ("width",), "mean": C, "variance": sympy.Symbol("width") ** 2},
+    ),
+    "exponential": (
+        sympy.exp(-BETA / sympy.log(1 + sympy.exp(C))) / sympy.log(1 + sympy.exp(C)),
+        {"support": "half-line"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(DENSITIES))
+def test_the_door_makes_of_a_density_what_is_shipped(name):
+    """Mean, variance, K, their slopes in c, and the draw, at some values of c."""
+    density, arguments = DENSITIES[name]
+    et.register_family("again", density, t=1, **arguments)
+    kernels = et.generate("zero", ["again", name])
+    own = {"width": 0.7} if name == "normal" else {}
+    again = et.Posterior("again", [[1.0, 0.0]], parameters=own)
+    shipped = et.Posterior(name, [[1.0, 0.0]], parameters={"std": 0.7} if own else {})
+    priors = {"bernoulli": [et.Bernoulli(0.3)], "normal": [et.Normal(0.2, 1.3), et.Laplace(0.1, 0.6)]}
+    points = np.array([-3.0, -0.4, 0.0, 1.7])
+
+    def total(pieces):
+        return sum(np.broadcast_to(g.value(*(points for _ in g.uses)), points.shape) for g in pieces)
+
+    for prior in priors.get(name, [et.Exponential(0.8), et.Gamma(2.0, 0.6)]):
+        for builder in (kernels.kl, lambda j, q, p: kernels.kl_derivative(j, q, p, 0)):
+            np.testing.assert_allclose(total(builder(0, again, prior)), total(builder(0, shipped, prior)), rtol=1e-9)
+    for builder in (lambda q: (kernels.mean(0, q),), lambda q: kernels.variance(0, q)):
+        np.testing.assert_allclose(total(builder(again)), total(builder(shipped)), rtol=1e-12)
+    u = np.array([[0.03], [0.4], [0.95]])
+    np.testing.assert_allclose(kernels.sampler(again)(u, points), kernels.sampler(shipped)(u, points), rtol=1e-9)
 
 
 def test_a_mass_function_that_repeats_bernoulli_gives_its_numbers():
