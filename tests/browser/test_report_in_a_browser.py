@@ -116,12 +116,12 @@ def complaints(browser: Any) -> list[str]:
 
 
 def requests(browser: Any) -> list[str]:
-    """Addresses that the page asked for, other than itself."""
+    """Addresses on a network that anything asked for since the last call."""
     import json
 
     seen = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in seen if m["method"] == "Network.requestWillBeSent"]
-    return [address for address in asked if not address.startswith(("file:", "data:", "chrome:", "chrome-untrusted:"))]
+    return [address for address in asked if address.startswith(("http:", "https:", "ws:", "wss:", "ftp:"))]
 
 
 def find(browser: Any, selector: str) -> list[Any]:
