@@ -96,6 +96,7 @@ class Lattice:
     weights: Array
     phi: ComplexArray
     turns: Array  # how far the phase of phi may turn a unit of y_a, (d,)
+    blur: Array  # by how much rounded inputs may move S, (d,)
     truncation: float  # of the sum, relative to e^level prod What_a(c)
 
     @property
@@ -240,7 +241,11 @@ def _flipped(law: SourceSum, boxes: list[Window], a: int, high: float) -> tuple[
 
 def _less(whole: TailProbability, law: SourceSum, boxes: list[Window], tol: float) -> TailProbability:
     """The probability `whole` less that of a box inside it."""
-    _, estimate, _ = _chernoff(law, boxes)
+    _, estimate, most = _chernoff(law, boxes)
+    negligible = math.exp(min(most - float(whole.log_value), 0.0))
+    if negligible < 1e-3 * tol:
+        bounds = {**whole.bound, "truncation": whole.bound.get("truncation", np.zeros(())) + negligible}
+        return TailProbability.from_logs(whole.log_value, bounds, whole.nodes, tol)
     slack = math.exp(min(max(float(whole.log_value) - estimate, 0.0), 600.0))
     part = _box(law, boxes, min(0.05, max(0.3 * tol, LEAST_TOL) * slack))
     share = math.exp(float(part.log_value) - float(whole.log_value))
@@ -336,6 +341,7 @@ def _contour(law: SourceSum, boxes: Sequence[Window], tol: float) -> TailProbabi
         reach = np.array([max(abs(w.low), 0.0 if w.half_line else abs(w.high)) for w in boxes]) + made.turns
         noise = EPS * float(np.abs(factor) @ (16 + 2 * law.loadings.shape[1] ** 0.5 + reach @ np.abs(made.y)))
         noise += EPS * abs(value) * (made.kappa + float(np.abs(c) @ reach))
+        noise += moved_by(np.abs(factor), c, made.y, made.blur)
         top = made.level + edges
         parts = [math.exp(alias - top) for alias in aliases]
         widths = [w.log_transform(float(x))[0] - float(w.log_edge(np.array(x))) for w, x in zip(boxes, c, strict=True)]
@@ -356,6 +362,12 @@ def _contour(law: SourceSum, boxes: Sequence[Window], tol: float) -> TailProbabi
     )
 
 
+def moved_by(size: Array, c: Array, y: Array, blur: Array) -> float:
+    """A bound on what moving S by `blur` changes: each term, of absolute value `size` (N,), gets the factor z_a = c_a + i y_a
+    for a unit of S_a."""
+    return float(sum(size @ np.hypot(v, axis) * by for v, axis, by in zip(c, y, blur, strict=True)))
+
+
 def lattice(law: SourceSum, boxes: Sequence[Window], c: Array, target: float) -> tuple[Lattice, tuple[float, float]]:
     """Steps and extent such that aliases and truncation stay below e^target each; and the logs of the two aliases."""
     steps, aliases = _steps(law, boxes, c, target)
@@ -366,7 +378,8 @@ def lattice(law: SourceSum, boxes: Sequence[Window], c: Array, target: float) ->
     k, weights, truncation = _ellipsoid(law.noise, steps, target - level - transforms)
     phi = _characteristic(law, tilted, c, steps, k)
     turns = np.abs(law.loadings) @ tilted.reach() + np.abs(law.noise) @ np.abs(c)
-    return Lattice(level, float(np.abs(kappa).sum()), steps, k, weights, phi, turns, truncation), aliases
+    made = Lattice(level, float(np.abs(kappa).sum()), steps, k, weights, phi, turns, law.blur(tilted), truncation)
+    return made, aliases
 
 
 def _steps(law: SourceSum, boxes: Sequence[Window], c: Array, target: float) -> tuple[Array, tuple[float, float]]:
@@ -415,7 +428,7 @@ def _periods(
         best = [
             int(side[np.argmin(reach[side])]) for side in (np.flatnonzero(moved[j] < 0), np.flatnonzero(moved[j] > 0))
         ]
-        period = max(*(float(reach[i]) for i in best), 3.0 / math.sqrt(float(axes[:, j] @ hessian @ axes[:, j])))
+        period = max(*(float(reach[i]) for i in best), 3.0 * math.sqrt(float(axes[:, j] @ hessian @ axes[:, j])))
         logs[:, j] = [over[i] - abs(moved[j][i]) * period for i in best]
         steps[:, j] = axes[:, j] * (2 * math.pi / period)
         volume += math.log(period)

@@ -134,7 +134,8 @@ class Joint:
         if self._affine_rows is None:
             return None
         rows, constants = self._affine_rows
-        return self.inputs.read(rows @ self.layer.A, rows @ self.layer.offset + constants)
+        exact = rows.astype(np.longdouble)
+        return self.inputs.read(exact @ self.layer.A, exact @ self.layer.offset + constants)
 
     @cached_property
     def _line(self) -> Line:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import factorial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from elbotree.runtime.models import FeatureModel
 from elbotree.runtime.priors import Prior
-from elbotree.runtime.tilted_sources import Sources, flatten
+from elbotree.runtime.tilted_sources import Sources, TiltedSources, flatten
 
 Array = NDArray[np.float64]
 Flat = list[tuple[float, str, tuple[float, ...]]]
@@ -55,15 +56,39 @@ class Inputs:
         priors = tuple(model.priors[i] for i in keep)
         return Inputs(offset, model.B[:, keep], stacked, model.noise_std, Sources.of(flats), priors)
 
-    def read(self, rows: Array, constants: Array) -> SourceSum:
-        """The law of rows @ x + constants, rows (d, n), constants (d,)."""
-        normals = rows @ self.normals
-        noise = self.noise_std**2 * (rows @ rows.T) + normals @ normals.T
-        return SourceSum(rows @ self.offset + constants, rows @ self.loadings, noise, self.sources, self.priors)
+    def read(self, rows: NDArray[np.floating[Any]], constants: NDArray[np.floating[Any]]) -> SourceSum:
+        """The law of rows @ x + constants, rows (d, n), constants (d,), either of any precision.
+
+        Shift and loadings are summed in extended precision, where the platform has it, and remember by how much they were
+        rounded: a read-out may cancel most of a large offset, and then the rounding is what a threshold feels.
+        """
+        exact = rows.astype(np.longdouble)
+        shift = exact @ self.offset.astype(np.longdouble) + constants
+        size = np.abs(rows) @ np.abs(self.offset) + np.abs(constants)
+        loadings = exact @ self.loadings.astype(np.longdouble)
+        sizes = np.abs(rows) @ np.abs(self.loadings)
+        plain = np.asarray(rows, dtype=np.float64)
+        normals = plain @ self.normals
+        noise = self.noise_std**2 * (plain @ plain.T) + normals @ normals.T
+        return SourceSum(
+            np.asarray(shift, dtype=np.float64),
+            np.asarray(loadings, dtype=np.float64),
+            noise,
+            self.sources,
+            self.priors,
+            _rounded_by(shift, size),
+            _rounded_by(loadings, sizes),
+        )
 
     def noise_times(self, row: Array) -> Array:
         """(noise_std^2 I + N N^T) row, the gradient of half the noise's variance along `row`."""
         return np.asarray(self.noise_std**2 * row + self.normals @ (row @ self.normals))
+
+
+def _rounded_by(exact: NDArray[np.floating[Any]], size: NDArray[np.floating[Any]]) -> Array:
+    """By how much float64 misses sums of terms of this size."""
+    own = 4 * np.finfo(np.longdouble).eps * size
+    return np.asarray(np.abs(exact - np.asarray(exact, dtype=np.float64)) + own, dtype=np.float64)
 
 
 def _without_noise(flat: Flat) -> tuple[Flat, float]:
@@ -77,13 +102,16 @@ def _without_noise(flat: Flat) -> tuple[Flat, float]:
 
 @dataclass(frozen=True)
 class SourceSum:
-    """The law of S = shift + loadings alpha + N(0, noise) in R^d; shift (d,), loadings (d, m), noise (d, d)."""
+    """The law of S = shift + loadings alpha + N(0, noise) in R^d; shift (d,), loadings (d, m), noise (d, d); and by how much
+    shift and loadings may be rounded."""
 
     shift: Array
     loadings: Array
     noise: Array
     sources: Sources
     priors: tuple[Prior, ...]
+    shift_error: Array
+    loading_error: Array
 
     @property
     def dimension(self) -> int:
@@ -112,7 +140,20 @@ class SourceSum:
 
     def mapped(self, T: Array, shift: Array) -> SourceSum:
         """The law of T S + shift."""
-        return SourceSum(T @ self.shift + shift, T @ self.loadings, T @ self.noise @ T.T, self.sources, self.priors)
+        size = np.abs(T)
+        return SourceSum(
+            T @ self.shift + shift,
+            T @ self.loadings,
+            T @ self.noise @ T.T,
+            self.sources,
+            self.priors,
+            size @ self.shift_error,
+            size @ self.loading_error,
+        )
+
+    def blur(self, tilted: TiltedSources) -> Array:
+        """By how much rounding of shift and loadings may move S under a tilted law, (d,)."""
+        return np.asarray(self.shift_error + self.loading_error @ tilted.reach())
 
     def log_mgf(self, c: Array) -> Array:
         """log E e^{<c, S - shift>} for c (d, G), (G,); +inf outside the domain."""

@@ -13,9 +13,9 @@ the tail.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,40 @@ class Contour:
     truncation: float
 
 
+@dataclass(frozen=True)
+class Part:
+    """One term w P of a sum of probabilities: log w, log of a bound on P, and P to a relative tolerance."""
+
+    log_weight: float
+    log_bound: float
+    probability: Callable[[float], TailProbability]
+
+
+def total_of(parts: Sequence[Part], tol: float, budget: list[int]) -> TailProbability:
+    """sum_k w_k P_k to relative accuracy tol, the largest first: each to the tolerance that the sum needs, or left out and
+    bounded. Takes one from the budget for each part that is computed."""
+    ranked = sorted(parts, key=lambda part: -(part.log_weight + part.log_bound))
+    logs: list[float] = []
+    found: list[TailProbability] = []
+    total, left_out = -math.inf, -math.inf
+    for part in ranked:
+        bound = part.log_weight + part.log_bound
+        if bound < total + math.log(1e-3 * tol / len(parts)):
+            left_out = float(np.logaddexp(left_out, bound))
+            continue
+        budget[0] -= 1
+        share = math.exp(min(max(total - bound, 0.0), 600.0)) if math.isfinite(total) else 1.0
+        made = part.probability(min(0.05, 0.5 * tol * (share / len(parts) if share > len(parts) else 1.0)))
+        found.append(made)
+        logs.append(part.log_weight + float(made.log_value))
+        total = float(logsumexp(logs))
+    bounds: dict[str, Array] = {"truncation": np.asarray(math.exp(left_out - total))}
+    for log, made in zip(logs, found, strict=True):
+        for name, relative in made.bound.items():
+            bounds[name] = bounds.get(name, np.zeros(())) + math.exp(log - total) * relative
+    return TailProbability.from_logs(total, bounds, sum(made.nodes for made in found), tol)
+
+
 @dataclass
 class _Table:
     """K, K', K'' at ascending s."""
@@ -132,13 +166,16 @@ class Line:
     d: Array
     variance: float
     sources: Sources
+    shift_error: float  # by how much the shift may be rounded
+    d_error: Array  # the same of the loadings
     budget: list[int] = field(default_factory=lambda: [_MAX_SPLITS])
 
     @staticmethod
     def of(law: SourceSum) -> Line:
         if law.dimension != 1:
             raise InputError(f"a line is the law of one read-out; this one has {law.dimension}")
-        return Line(float(law.shift[0]), law.loadings[0], float(law.noise[0, 0]), law.sources)
+        errors = float(law.shift_error[0]), law.loading_error[0]
+        return Line(float(law.shift[0]), law.loadings[0], float(law.noise[0, 0]), law.sources, *errors)
 
     def __post_init__(self) -> None:
         spread = float(np.abs(self.d).sum())
@@ -152,7 +189,7 @@ class Line:
     @cached_property
     def reflected(self) -> Line:
         """The law of -S."""
-        out = Line(-self.shift, -self.d, self.variance, self.sources, self.budget)
+        out = Line(-self.shift, -self.d, self.variance, self.sources, self.shift_error, self.d_error, self.budget)
         if "_table" in self.__dict__:
             t = self._table
             out.__dict__["_table"] = _Table(-t.s[::-1], t.K[::-1], -t.K1[::-1], t.K2[::-1])
@@ -332,6 +369,11 @@ class Line:
         gauss = np.exp(-0.5 * self.variance * y * y) * (np.cos(angle) + 1j * np.sin(angle)) * (contour.step / math.pi)
         return np.asarray(gauss / (contour.c + 1j * y) if power else gauss)
 
+    def _blur(self, tilted: TiltedSources, x: Array | float) -> Array:
+        """By how much rounding of the shift, the loadings and x = q - shift may move S."""
+        own = self.shift_error + float(self.d_error @ tilted.reach())
+        return np.asarray(own + (0.5 * EPS * np.abs(x) if self.shift else 0.0))
+
     def _phase(self, contour: Contour, k: NDArray[np.int64]) -> _LatticePhase:
         return _LatticePhase(contour.step * self.d, k)
 
@@ -369,6 +411,9 @@ class Line:
                 if bent is not None:
                     return bent
             if contour.count > _MAX_NODES:
+                split = self._split(x, tol, contour)
+                if split is not None:
+                    return split
                 raise ToleranceError(
                     f"P(S > {x + self.shift:g}) would take {contour.count:,} nodes for tol = {tol:g}; raise "
                     "noise_std (the noise "
@@ -380,47 +425,48 @@ class Line:
             level = EPS * (abs(contour.c * x) + float(np.abs(contour.kappa).sum()) + 0.5 * self.variance * contour.c**2)
             parts = [contour.left, contour.right, contour.truncation]
             noise = float(rounding.sum() + EPS * abs(x) * (y @ np.abs(a))) + level * abs(value)
+            noise += float(self._blur(contour.tilted, x) * (np.abs(a) @ np.hypot(contour.c, y)))  # a unit brings down z
             total = sum(parts) + noise
             if value > 0 and total <= tol * value:
                 bound = {name: np.float64(p / value) for name, p in zip(SOURCES_OF_ERROR, [*parts, noise], strict=True)}
                 log_value = np.float64(contour.level - contour.c * x + math.log(value))
                 return TailProbability.from_logs(log_value, bound, contour.count, tol)
             if noise > 0.5 * tol * value:
-                return self._split(x, tol, noise / max(value, 1e-300), contour)
+                split = self._split(x, tol, contour)
+                if split is not None:
+                    return split
+                raise ToleranceError(
+                    f"a tail probability of about exp({contour.level - contour.c * x:.6g}): one bit of the threshold, or of "
+                    "what the inputs add up to, is worth a relative error of about "
+                    f"{noise / max(value, 1e-300):.2g} in float64, above tol = {tol:g}; loosen tol, ask for a less extreme "
+                    "point, or move a large offset out of the input"
+                )
             deeper += math.log(total / (tol * value)) + 0.7
         raise ToleranceError(
             f"P(S > {x + self.shift:g}) did not reach tol = {tol:g} (relative error {total / value:.2g}); loosen tol"
         )
 
-    def _split(self, x: float, tol: float, reached: float, contour: Contour) -> TailProbability:
+    def _split(self, x: float, tol: float, contour: Contour) -> TailProbability | None:
         """P(S > q) = sum_k w_k P(S > q | source i is in its component k), for the source that spreads the tilted law
         most.
 
-        Where the contour's terms cancel, S has separate modes, and q lies in a gap between them; the sum over
-        conditional laws has positive terms.
+        Where the contour's terms cancel, or are too many, S has separate modes, and q lies in a gap between them; the sum
+        over conditional laws has positive terms. None where nothing is left to split, or rounding is in the way.
         """
         spread = contour.tilted.between() * self.d**2
         depth_left = EPS * abs(contour.c * x) < 0.25 * tol
         if not len(spread) or not spread.max() > 0 or self.budget[0] <= 0 or not depth_left:
-            raise ToleranceError(
-                f"a tail probability of about exp({contour.level - contour.c * x:.6g}): one bit of the threshold in "
-                "float64 is worth "
-                f"a relative error of about {reached:.2g}, above tol = {tol:g}; loosen tol, or ask for a less "
-                "extreme point"
-            )
-        found = []
+            return None
+        parts = []
         for log_weight, sources in self.sources.conditioned(int(np.argmax(spread))):
-            self.budget[0] -= 1
-            part = Line(self.shift, self.d, self.variance, sources, self.budget)
-            found.append((log_weight, part.upper(x + self.shift, tol)))
-        logs = np.array([w + float(p.log_value) for w, p in found])
-        log_value = np.float64(logsumexp(logs))
-        shares = np.exp(logs - log_value)
-        bound: dict[str, Array] = {}
-        for share, (_, part_) in zip(shares, found, strict=True):
-            for name, relative in part_.bound.items():
-                bound[name] = bound.get(name, np.zeros(())) + share * relative
-        return TailProbability.from_logs(log_value, bound, sum(p.nodes for _, p in found), tol)
+            part = Line(self.shift, self.d, self.variance, sources, self.shift_error, self.d_error, self.budget)
+            parts.append(Part(log_weight, part.log_bound(x), partial(part.upper, x + self.shift)))
+        return total_of(parts, tol, self.budget)
+
+    def log_bound(self, x: float) -> float:
+        """log of a Chernoff bound on P(S - shift > x)."""
+        c, _ = self._saddle(x, 1)
+        return min(0.0, float(self._K(np.array([c]))[0]) - c * x)
 
     def _bent(self, x: float, tol: float, power: int) -> TailProbability | None:
         """The same integral on a hyperbola around the pole, z = c + A (cosh t - 1) + i B sinh t; None if it does not
@@ -441,7 +487,7 @@ class Line:
         decades = math.log(1e4 / tol)
         top = math.asinh(2 * math.sqrt(2 * decades / self.variance) / B)
 
-        def integrand(t: Array) -> tuple[ComplexArray, Array]:
+        def integrand(t: Array) -> tuple[ComplexArray, Array, Array]:
             w = A * (np.cosh(t) - 1) + 1j * B * np.sinh(t)
             phi = np.empty(len(t), dtype=np.complex128)
             for a in range(0, len(t), _BLOCK):
@@ -449,22 +495,29 @@ class Line:
             z = c + w if power else 1.0
             exponent = w * (self.variance * c - x) + 0.5 * self.variance * w * w
             f = phi * np.exp(exponent) / z * (B * np.cosh(t) - 1j * A * np.sinh(t)) / math.pi
-            return f, np.abs(f) * (16 + 2 * len(self.d) ** 0.5 + np.abs(w) * (abs(x) + self.variance * c))
+            size = np.abs(f)
+            turns = 16 + 2 * len(self.d) ** 0.5 + np.abs(w) * (abs(x) + self.variance * c)
+            return f, size * turns, size * np.abs(c + w)
 
         n = 48
         step = top / n
         with np.errstate(over="ignore", invalid="ignore"):
-            f, size = integrand(np.asarray(step * np.arange(n + 1), dtype=np.float64))
+            f, size, slope = integrand(np.asarray(step * np.arange(n + 1), dtype=np.float64))
             f[0] *= 0.5
-            total, absolute, last = complex(f.sum()), float(size.sum()), abs(f[-1])
+            total, absolute, moved, last = complex(f.sum()), float(size.sum()), float(slope.sum()), abs(f[-1])
             value = step * total.real
             for _ in range(7):
-                f, size = integrand(np.asarray(step * (np.arange(n) + 0.5), dtype=np.float64))
-                total, absolute = total + complex(f.sum()), absolute + float(size.sum())
+                f, size, slope = integrand(np.asarray(step * (np.arange(n) + 0.5), dtype=np.float64))
+                total, absolute, moved = (
+                    total + complex(f.sum()),
+                    absolute + float(size.sum()),
+                    moved + float(slope.sum()),
+                )
                 n, step, before = 2 * n, 0.5 * step, value
                 value = step * total.real
                 change = abs(value - before)
                 noise = EPS * (step * absolute + abs(value) * (abs(c * x) + float(np.abs(kappa).sum())))
+                noise += float(self._blur(tilted, x)) * step * moved
                 if math.isfinite(value) and value > 0 and change + noise + last <= tol * value:
                     parts = {"step": change, "truncation": last, "rounding": noise}
                     bound = {name: np.float64(part / value) for name, part in parts.items()}
@@ -510,6 +563,7 @@ class Line:
                 np.abs(contour.c * x) + float(np.abs(contour.kappa).sum()) + 0.5 * self.variance * contour.c**2
             )
             floor = float(rounding.sum()) * 2 + EPS * np.abs(x) * float(y @ np.abs(a))
+            floor = floor + self._blur(contour.tilted, x) * float(np.abs(a) @ np.hypot(contour.c, y))
             alias = contour.left + contour.right + contour.truncation
             relative = (alias + floor) / np.where(value > 0, value, 1e-300) + level
             if (relative <= tol).all():

@@ -13,25 +13,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from elbotree.runtime.boxes import LEAST_TOL, Window, box_estimate, box_probability, lattice, saddle
+from elbotree.runtime.boxes import LEAST_TOL, Window, box_estimate, box_probability, lattice, moved_by, saddle
 from elbotree.runtime.errors import ToleranceError, UnsupportedError
 from elbotree.runtime.models import Layer
 from elbotree.runtime.psi_transform import finite_psi
 from elbotree.runtime.quadrature import gauss_legendre
 from elbotree.runtime.source_sums import Inputs, SourceSum
-from elbotree.runtime.tails import EPS, Line, TailProbability
+from elbotree.runtime.tails import EPS, Line, Part, TailProbability, total_of
 
 Array = NDArray[np.float64]
 Windows = Sequence[tuple[float, float]]
 
 _NODES = 16
 _MAX_PANELS = 3000
+_MAX_PARTS = 30  # conditional laws that one probability may be split into
+_APART = 4.0  # squared distance of components over the noise from which on splitting helps
+_FAR, _FEW = 100.0, 4  # where at most so many sources are so far apart, smooth psi is split before anything else
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class ThroughPsi:
     layer: Layer
     inputs: Inputs
     V: Array
+    budget: list[int] = field(default_factory=lambda: [_MAX_PARTS])
 
     @property
     def kappa(self) -> Array:
@@ -51,13 +56,35 @@ class ThroughPsi:
         """The law of (<v_a + slope kappa_a u, y> for every a, b)."""
         layer = self.layer
         rows = np.concatenate([self.V + slope * np.outer(self.kappa, layer.u), layer.u[None]])
-        constants = rows @ layer.offset
+        exact = rows.astype(np.longdouble)
+        constants = exact @ layer.offset
         constants[-1] += layer.threshold
-        return self.inputs.read(rows @ layer.A, constants)
+        return self.inputs.read(exact @ layer.A, constants)
 
     def probability(self, windows: Windows, tol: float) -> TailProbability:
         """P(low_a <= <v_a, f> <= high_a for every a), t pairs, to relative accuracy tol; low = high asks for a
-        density."""
+        density.
+
+        Where the noise is so small beside a source's components that contours lose their digits, the law is split into
+        those components: P = sum_k w_k P( . | source i in its component k), whose terms are positive.
+        """
+        inputs, law = self.inputs, self.law()
+        metric = (law.loadings * np.linalg.lstsq(law.noise, law.loadings, rcond=None)[0]).sum(axis=0)
+        apart = inputs.sources.apart() ** 2 * metric  # squared distance of a source's components over the noise
+        far = int((apart > _FAR).sum())
+        if not 0 < far <= _FEW or self.layer.activation.pieces is not None or self.budget[0] <= 0:
+            try:
+                return self._whole(windows, tol)
+            except ToleranceError:
+                if not apart.size or apart.max() < _APART or self.budget[0] <= 0:
+                    raise
+        parts = []
+        for log_weight, sources in inputs.sources.conditioned(int(np.argmax(apart))):
+            part = replace(self, inputs=replace(inputs, sources=sources))
+            parts.append(Part(log_weight, part.log_bound(windows), partial(part.probability, windows)))
+        return total_of(parts, tol, self.budget)
+
+    def _whole(self, windows: Windows, tol: float) -> TailProbability:
         psi = self.layer.activation
         if psi.pieces is not None:
             return self._by_pieces(windows, tol)
@@ -68,7 +95,22 @@ class ThroughPsi:
 
     # ------------------------------------------------------------------ piecewise linear psi
 
+    def log_bound(self, windows: Windows) -> float:
+        """log of a bound on the probability: Chernoff's for each piece where psi is piecewise linear; elsewhere the
+        saddle-point estimate of the integral over b and ten nats, as panels are dropped by such estimates too."""
+        if self._function_of_b() is not None:
+            return 0.0
+        if self.layer.activation.pieces is None:
+            return min(0.0, _Panels(self, windows, 1e-2).estimated() + 10.0)
+        if any(low == high for low, high in windows):
+            return 0.0
+        bounds = [box_estimate(law, ready)[1] for law, ready in self._boxes(windows)]
+        return min(0.0, float(np.logaddexp.reduce(bounds))) if bounds else -math.inf
+
     def _by_pieces(self, windows: Windows, tol: float) -> TailProbability:
+        return _sum_of_boxes(self._boxes(windows), tol)
+
+    def _boxes(self, windows: Windows) -> list[tuple[SourceSum, list[tuple[float, float]]]]:
         psi = self.layer.activation
         assert psi.pieces is not None
         ends = [-math.inf, *psi.breaks, math.inf]
@@ -80,7 +122,7 @@ class ThroughPsi:
                 box = _reduced(self.law(slope), [*moved, (low, high)])
                 if box is not None:
                     boxes.append(box)
-        return _sum_of_boxes(boxes, tol)
+        return boxes
 
     # ------------------------------------------------------------------ read-outs that are functions of b
 
@@ -339,9 +381,14 @@ class _Panels:
             out += ends
         return out
 
+    def estimated(self, todo: Sequence[tuple[float, float]] | None = None) -> float:
+        """log of the integral, by saddle-point estimates at the middles of the panels."""
+        panels = self._found() if todo is None else todo
+        return float(np.logaddexp.reduce([self.estimate(0.5 * (a + b)) + math.log(b - a) for a, b in panels]))
+
     def probability(self) -> TailProbability:
         todo = self._found()
-        whole = float(np.logaddexp.reduce([self.estimate(0.5 * (a + b)) + math.log(b - a) for a, b in todo]))
+        whole = self.estimated(todo)
         for _ in range(3):
             logs, errors, roundings, nodes = self._integrate(list(todo), whole)
             total = float(np.logaddexp.reduce(logs))
@@ -411,7 +458,10 @@ class _Panels:
         if len(middle) != 2 or not middle[0].half_line or not self._loose(middle):
             return self._on_contour(at, 1.0, target)
         tol = min(self._tol_of_density(end, target) for end in (a, 0.5 * (a + b), b))
-        log_density, relative, _ = self.marginal.curve(at, tol, 0)
+        try:
+            log_density, relative, _ = self.marginal.curve(at, tol, 0)
+        except ToleranceError:  # between separate modes of b
+            return self._on_contour(at, 1.0, target)
         rest = self._on_contour(at, -1.0, target)
         top = float(log_density.max())
         share = math.exp(min(rest.log_scale - top, 300.0))
@@ -477,6 +527,7 @@ class _Panels:
             turns = 16 + 2 * law.loadings.shape[1] ** 0.5 + reach @ np.abs(y)
             noise = max(noise, EPS * lift * float(np.abs(factor) @ turns))
             noise = max(noise, EPS * abs(values[j]) * (made.kappa + float(np.abs(c) @ reach)))
+            noise = max(noise, lift * moved_by(np.abs(factor), c, y, made.blur))
             drift = max(drift, above)
         widths = sum(w.log_transform(float(v))[0] for w, v in zip(middle, c, strict=True)) - _edges(middle, c)
         truncation = scale + math.log(made.truncation + 1e-300) + widths

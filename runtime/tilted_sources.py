@@ -465,6 +465,14 @@ class Sources:
             out[block.index] = drawn
         return out
 
+    def apart(self) -> Array:
+        """How far the means of a source's components lie apart, (m,)."""
+        out = np.zeros(self.count)
+        for block in self.blocks:
+            means = np.stack([part.location() for part in block.parts])
+            out[block.index] = means.max(axis=0) - means.min(axis=0)
+        return out
+
     def conditioned(self, i: int) -> list[tuple[float, Sources]]:
         """The sources with source i held to each of its components, with the log of that component's weight."""
         (which, place), *_ = [

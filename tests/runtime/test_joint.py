@@ -167,6 +167,31 @@ class TestAffine:
             assert abs(float(found.value) - exact) <= float(found.error) + 1e-13
             assert float(joint.expect(lambda s, k=k: s**k).value) == pytest.approx(exact, abs=1e-9)
 
+    @pytest.mark.parametrize(("offset", "sigma"), [((1e7, 3e7), 1e-3), ((1e3, -7e3), 1e-4), ((1e5, 2e5), 1.0)])
+    def test_a_large_offset_whose_rounding_a_threshold_feels(self, offset, sigma) -> None:
+        """0.1 and 0.3 are no binary fractions: the read-out's offset is known to some 1e-16 of its terms only, which the
+        error says, or the tolerance is refused."""
+        mp = mpmath.mpf
+        joint = et.FeatureModel(np.eye(2), [et.Bernoulli(0.3)] * 2, sigma, offset).marginal([0.1, 0.3])
+        with mpmath.workdps(40):
+            center = mp(0.1) * mp(offset[0]) + mp(0.3) * mp(offset[1])
+            s = mp(sigma) * mpmath.sqrt(mp(0.1) ** 2 + mp(0.3) ** 2)
+            for k in (2, 6):
+                q = float(center + mp(0.4) + k * s)
+                terms = [
+                    mp(0.3) ** (a + b)
+                    * (1 - mp(0.3)) ** (2 - a - b)
+                    * mpmath.ncdf((center + a * mp(0.1) + b * mp(0.3) - q) / s)
+                    for a in (0, 1)
+                    for b in (0, 1)
+                ]
+                exact = sum(terms)
+                found = joint.tail(q, 1e-3)
+                assert abs(mpmath.exp(mp(float(found.log_value))) / exact - 1) <= float(found.relative_error)
+                if sigma < 1:
+                    with pytest.raises(et.ToleranceError, match="move a large offset out of the input"):
+                        joint.tail(q, 1e-10)
+
     def test_an_interval_that_holds_nearly_everything_stays_below_one(self, model) -> None:
         found = model.marginal([1.0, -0.5, 0.2]).probability([(-50.0, 60.0)])
         assert float(found.value) <= 1.0
@@ -291,6 +316,21 @@ class TestThroughPsi:
         rows = made(model.sample(200_000, np.random.default_rng(6))) @ V.T
         share = float(np.mean((rows > [1.0, 0.4]).all(axis=1)))
         assert abs(float(parts[0].value) - share) < 5 * math.sqrt(share / len(rows))
+
+    @pytest.mark.parametrize("psi", ["softplus", "gelu", "relu"])
+    def test_separate_modes_are_split_into_components(self, psi) -> None:
+        """Noise a hundredth of what rare features move: contours lose their digits, the components' positive sum does not."""
+        priors = [et.Discrete([0.0, 1.5], [1 - 1e-5, 1e-5]), et.Discrete([-1.0, 2.0], [0.99, 0.01])]
+        tight = et.FeatureModel([[1.0, 0.4], [-0.6, 0.9], [0.3, 0.2]], priors, 0.02)
+        made = layer(psi)
+        rows = made(tight.sample(2000, np.random.default_rng(0))) @ self.V
+        for q in (np.quantile(rows, 0.9), rows.max() + 0.4):
+            check(et.joint(made, tight, self.V).tail(q, 1e-9), log_tail(made, tight, self.V, q, panels=800), 1e-9)
+
+    def test_what_is_nearly_certain_costs_nothing(self, model) -> None:
+        """Far below everything P is 1 up to e^-1000 and less, whatever it would take to resolve that."""
+        found = et.joint(layer("leaky_relu"), model, self.V).tail(-60.0, 1e-8)
+        assert -1e-200 < float(found.log_value) <= 0
 
     @pytest.mark.parametrize("far", [60.0, 1e4])
     def test_an_interval_with_one_end_far_out(self, model, far) -> None:
