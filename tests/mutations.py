@@ -43,6 +43,8 @@ SPECIALISE, SPECIALISE_TESTS = "derivation/specialise.py", "tests/derivation/tes
 REGISTRATION, REGISTRATION_TESTS = "derivation/registration.py", "tests/derivation/test_registration.py"
 CACHE, CACHE_TESTS = "codegen/cache.py", "tests/codegen/test_cache.py"
 STYLE, STYLE_TESTS = "codegen/style.py", "tests/codegen/test_style.py"
+TREE, TREE_TESTS = "derivation/tree.py", "tests/derivation/test_tree.py"
+SAMPLERS, SAMPLER_TESTS = "runtime/samplers.py", "tests/runtime/test_samplers.py"
 DOOR_TESTS, SAE_TESTS = "tests/elbotree/test_open_door.py", "tests/runtime/test_sae.py"
 
 
@@ -132,6 +134,24 @@ MUTATIONS = (
         "return sympy.KroneckerDelta(part.args[0], nt.l) * nt.Slope(part, nt.pi_prior)",
         "return nt.Slope(part, nt.pi_prior)",
         GRADIENT_TESTS,
+    ),
+    Mutation("gradient.quadratic", GRADIENT, "- 2 * sympy.Trace(B.T * M)", "- sympy.Trace(B.T * M)", GRADIENT_TESTS),
+    Mutation(
+        "gradient.moments",
+        GRADIENT,
+        "nt.Expectation(V, nt.X1) + nt.Expectation(s**2, nt.X1)",
+        "nt.Expectation(s**2, nt.X1)",
+        GRADIENT_TESTS,
+    ),
+    # -- costs and laws
+    Mutation("tree.laws", TREE, "nt.m2 ** len(_feature_indices(term))", "nt.m2", TREE_TESTS),
+    Mutation("tree.grid", TREE, "sympy.sympify(lattice + beside)", "sympy.sympify(lattice)", TREE_TESTS),
+    Mutation(
+        "tree.convolution",
+        TREE,
+        "bins**dimension * dimension *",
+        "bins**dimension *",
+        "tests/derivation/test_lemmas.py",
     ),
     Mutation("gradient.decoder", GRADIENT, "M * (G + D) ** -1", "M * (G - D) ** -1", "tests/derivation/test_lemmas.py"),
     # -- families
@@ -244,6 +264,22 @@ MUTATIONS = (
         "if left == right:\n        return False",
         ACTIVATION_TESTS,
     ),
+    Mutation("activations.rolle", ACTIVATIONS, "if before * after < 0:", "if before * after < -1:", ACTIVATION_TESTS),
+    Mutation(
+        "activations.exponentials",
+        ACTIVATIONS,
+        "part.diff(B) + part * rate",
+        "part.diff(B) - part * rate",
+        ACTIVATION_TESTS,
+    ),
+    Mutation(
+        "activations.sound",
+        ACTIVATIONS,
+        "if all(_sound(plain, at)",
+        "if True or all(_sound(plain, at)",
+        ACTIVATION_TESTS,
+    ),
+    Mutation("activations.sides", ACTIVATIONS, "and below == above and", "and", ACTIVATION_TESTS),
     # -- lowering and printing
     Mutation(
         "lower.weight",
@@ -324,6 +360,25 @@ MUTATIONS = (
         f"{SPECIALISE_TESTS} tests/derivation/test_specialise.py",
     ),
     Mutation("specialise.axis", SPECIALISE, "dimension -= 1", "dimension -= 0", SPECIALISE_TESTS),
+    Mutation(
+        "specialise.known",
+        SPECIALISE,
+        "nt.m2**indices if known else cost(after, dimension)",
+        "cost(after, dimension)",
+        SPECIALISE_TESTS,
+    ),
+    # -- draws
+    Mutation("samplers.exponential", FAMILIES, "-s * sp.log(1 - U)", "-s * sp.log(U)", SAMPLER_TESTS),
+    Mutation(
+        "samplers.normal",
+        FAMILIES,
+        "sp.sqrt(moments[1]) * NormalQuantile(U)",
+        "moments[1] * NormalQuantile(U)",
+        SAMPLER_TESTS,
+    ),
+    Mutation("samplers.table", SAMPLERS, "(uniform >= below)", "(uniform <= below)", SAMPLER_TESTS),
+    Mutation("samplers.panel", SAMPLERS, "wanted[live] -= masses[panel[live]]", "pass", SAMPLER_TESTS),
+    Mutation("samplers.component", SAMPLERS, "left = left - mass", "pass", SAMPLER_TESTS),
     # -- registration
     Mutation(
         "registration.mass",
@@ -340,8 +395,15 @@ MUTATIONS = (
     Mutation(
         "registration.deadline",
         "derivation/deadline.py",
-        "if time.thread_time() > end:",
-        "if time.thread_time() > end + 10:",
+        "time.thread_time() > end:",
+        "time.thread_time() > end + 10:",
+        f"{REGISTRATION_TESTS}::test_a_search_that_takes_too_long_ends",
+    ),
+    Mutation(
+        "registration.sampler",
+        REGISTRATION,
+        "probe, found, float(u)",
+        "probe, float(u), float(u)",
         REGISTRATION_TESTS,
     ),
     Mutation(
