@@ -27,6 +27,7 @@ from sympy.core.relational import Relational
 from elbotree.derivation.deadline import within
 from elbotree.derivation.grammar import FUNCTIONS, WORDS, B, nearest, parse_psi
 from elbotree.derivation.special import elementary
+from elbotree.derivation.spelling import spell
 from elbotree.runtime.errors import InputError, UnsupportedError
 
 _SHIPPED = {
@@ -180,19 +181,20 @@ def is_registered_by_user(name: str) -> bool:
     return name.strip() in _registry and name.strip() not in _SHIPPED
 
 
-def register_psi(name: str, text: str) -> Psi:
-    """Give the expression `text` (in b, by the grammar of `parse_psi`) a name, and return what was found about it.
+def register_psi(name: str, text: str | sp.Expr) -> Psi:
+    """Give an expression in b, as text of the grammar of `parse_psi` or in sympy, a name; return what was found about it.
 
     Raises InputError for a name that is not an identifier or already taken, and whatever `analyse` raises for the text.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z_0-9]{0,63}", name):
         raise InputError(f"psi's name {name!r} is not an identifier of at most 64 letters, digits and underscores")
-    if (name in _registry and _registry[name] != text) or name in ("b", "e", "pi", "where"):
+    spelled = text if isinstance(text, str) else spell(text)
+    if (name in _registry and _registry[name] != spelled) or name in ("b", "e", "pi", "where"):
         raise InputError(f"psi's name {name!r} is taken; choose another")
     if name not in _registry and name in FUNCTIONS:
         raise InputError(f"psi's name {name!r} is a function of the grammar; choose another")
-    psi = _analyse(name, text)
-    _registry[name] = text
+    psi = _analyse(name, spelled)
+    _registry[name] = spelled
     return psi
 
 

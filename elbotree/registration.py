@@ -16,20 +16,24 @@ if TYPE_CHECKING:
     from elbotree.runtime.priors import Prior
 
 
-def register_psi(name: str, text: str) -> Psi:
+def register_psi(name: str, expression: Any) -> Psi:
     """Give an expression in b a name that `Layer(psi=name)` and `generate(psi=name)` then take.
 
-    The expression is read by a whitelist grammar and never evaluated. Returns what was found about it (branches, kinks,
-    jumps, poles, growth). Raises InputError for a name that is taken or no identifier, and for text outside the grammar;
-    UnsupportedError where its kinks cannot be found.
+    The expression is text, read by a whitelist grammar and never evaluated, or sympy in a symbol b.
+    Returns what was found about it (branches, kinks, jumps, poles, growth). Raises InputError for a name that is taken or
+    no identifier, and for what the grammar has no words for; UnsupportedError where its kinks cannot be found.
 
     >>> import elbotree as et
     >>> print(et.register_psi("ramp", "min(max(b, 0), 1)"))
     ramp: Min(1, Max(0, b)); kinks [0, 1], jumps [], poles []
+    >>> import sympy
+    >>> b = sympy.Symbol("b")
+    >>> et.register_psi("soft_sign", b / (1 + sympy.Abs(b))).kinks
+    (0,)
     """
     from elbotree.derivation import activations
 
-    return activations.register_psi(name, text)
+    return activations.register_psi(name, expression)
 
 
 def register_family(name: str, density: Any = None, *, t: int, **known: Any) -> Family:
