@@ -1,6 +1,6 @@
 """Wrong starts: how many planted directions a fit finds when it begins at a random encoder, by three methods.
 
-python -m benchmarks.training_starts [--n 12] [--seeds 20] [--layers orthonormal,random,relu] [--methods plain,annealed,pursuit]
+python -m benchmarks.training_starts [--n 12] [--seeds 20] [--first 0] [--layers orthonormal,random,relu] [--methods plain,annealed,pursuit]
 
 n sparse features Bernoulli(0.15) along the columns of B1, sigma1 = 0.1; f the identity (B1 orthonormal, or random unit
 columns) or a relu layer with u, w Gaussian / sqrt(n). The encoder has m2 = n Bernoulli posteriors with random rows: c_j has
@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--layers", default="orthonormal,random,relu")
     parser.add_argument("--methods", default="plain,annealed,pursuit")
     parser.add_argument("--tol", type=float, default=1e-3)
@@ -86,7 +87,7 @@ def main() -> None:
     for kind in options.layers.split(","):
         for method in options.methods.split(","):
             counts, losses, seconds = [], [], []
-            for seed in range(options.seeds):
+            for seed in range(options.first, options.first + options.seeds):
                 layer, p1 = planted(kind, options.n, seed)
                 started = time.perf_counter()
                 fit = train(method, layer, p1, random_encoder(layer, p1, seed), options.tol)

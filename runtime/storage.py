@@ -4,6 +4,7 @@ here ever unpickles or executes what it reads."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -198,7 +199,8 @@ def _json_bytes(value: Any, path: str | Path) -> bytes:
 def check_writable(folder: str | Path) -> None:
     """Raise InputError unless `folder` exists and can be written, or can be made: ask before hours of work.
 
-    The test is a real file in the folder (or in the nearest one above it that exists), made and removed.
+    The test is a real file of 64 KiB in the folder (or in the nearest one above it that exists), made and removed, so that a
+    full disk is found too.
     """
     place = Path(folder).absolute()
     while not place.exists() and place.parent != place:
@@ -207,9 +209,11 @@ def check_writable(folder: str | Path) -> None:
         raise InputError(f"{folder}: {place} is a file; give the path of a folder")
     probe = place / f".writable.{secrets.token_hex(6)}.tmp"
     try:
-        probe.touch(exist_ok=False)
+        probe.write_bytes(bytes(1 << 16))
         probe.unlink()
     except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
         raise InputError(f"{folder} cannot be written: {place}: {error.strerror or error}; choose another") from None
 
 

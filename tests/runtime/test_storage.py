@@ -144,9 +144,9 @@ def test_check_writable_asks_before_work(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match=r"file is a file; give the path of a folder"):
         storage.check_writable(tmp_path / "file" / "fit")
 
-    def refused(self: Path, exist_ok: bool = True) -> None:
+    def refused(self: Path, content: bytes) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refused)
+    monkeypatch.setattr(Path, "write_bytes", refused)
     with pytest.raises(InputError, match=r"cannot be written: .*: Permission denied; choose another"):
         storage.check_writable(tmp_path / "new")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -119,6 +120,17 @@ def test_a_place_that_cannot_hold_checkpoints_is_refused_before_the_work(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(InputError, match="the disk has 0 MB free"):
         fit(tmp_path / "full", cut=0)
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    seen: list[int] = []
+    with pytest.raises(InputError, match="cannot be written: .*: No space left on device; choose another"):
+        fit(tmp_path / "state", seen=seen)
+    assert seen == []
 
 
 def state(steps: int) -> Training:
