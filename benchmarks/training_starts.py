@@ -1,6 +1,7 @@
 """Wrong starts: how many planted directions a fit finds when it begins at a random encoder, by three methods.
 
-python -m benchmarks.training_starts [--n 12] [--seeds 20] [--first 0] [--layers orthonormal,random,relu] [--methods plain,annealed,pursuit]
+python -m benchmarks.training_starts [--n 12] [--seeds 20] [--first 0] [--layers orthonormal,random,relu]
+    [--methods plain,annealed,pursuit]
 
 n sparse features Bernoulli(0.15) along the columns of B1, sigma1 = 0.1; f the identity (B1 orthonormal, or random unit
 columns) or a relu layer with u, w Gaussian / sqrt(n). The encoder has m2 = n Bernoulli posteriors with random rows: c_j has

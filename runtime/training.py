@@ -27,6 +27,7 @@ from elbotree.runtime.lbfgs import Search, advance
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
 from elbotree.runtime.priors import Bernoulli, Normal
 from elbotree.runtime.profile import (
+    THREADS,
     EncoderCoordinates,
     ProfileObjective,
     TrainingKernels,
@@ -53,7 +54,7 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 _COARSE = 1e-3  # the tolerance that every start is trained at first
-_SEEN = 0.05  # of tol: what a step must promise to be tried
+_SEEN = 0.1  # of tol: what a step must promise to be tried
 _PATIENCE = 3  # iterations that together must gain 0.1 tol each, or the loss has stalled
 DEAD = 1e-3  # nats of information about x2 below which a feature is dead
 
@@ -224,7 +225,7 @@ class _Run:
 
     def problem_of(self, attempt: Attempt) -> Problem:
         """The attempt's encoder with its best decoder and priors."""
-        law = SpectralExpectations(self.layer, self.p1, attempt.encoder, tol=0.3 * self.tol)
+        law = SpectralExpectations(self.layer, self.p1, attempt.encoder, tol=0.3 * self.tol, threads=THREADS)
         return Problem(self.layer, self.p1, best_model(law, self.kernels, attempt.encoder, self.floor), attempt.encoder)
 
     def leg(self) -> None:
@@ -419,7 +420,7 @@ def information(kernels: TrainingKernels, problem: Problem, tol: float) -> Array
 def pruned(kernels: TrainingKernels, problem: Problem, keep: Sequence[int], tol: float, floor: float) -> Problem:
     """The problem with the features `keep` alone, their decoder, priors and sigma2 at the best for them."""
     encoder = Encoder([problem.encoder[j] for j in keep])
-    law = SpectralExpectations(problem.layer, problem.input, encoder, tol=0.3 * tol)
+    law = SpectralExpectations(problem.layer, problem.input, encoder, tol=0.3 * tol, threads=THREADS)
     return Problem(problem.layer, problem.input, best_model(law, kernels, encoder, floor), encoder)
 
 
