@@ -226,10 +226,10 @@ def _interpolated(
 ) -> tuple[Callable[[Array, Array], Array], float]:
     """g on grids x0 by x1 of the periods, and what that misses at most.
 
-    A smooth g is called at a few thousand Chebyshev nodes and interpolated, which matters where each call is a
-    quadrature over beta. One that 96 nodes a side do not resolve is called on the grid itself.
+    A smooth g is called at some thousand Chebyshev nodes and interpolated, which matters where each call is a
+    quadrature over beta. One that 192 nodes a side do not resolve is called on the grid itself.
     """
-    for n in (24, 48, 96):
+    for n in (24, 48, 96, 192):
         nodes = np.cos(np.pi * (np.arange(n) + 0.5) / n)
         x = [period.start + 0.5 * period.length * (1 + nodes) for period in periods]
         values = finite(name, g, *np.meshgrid(*x, indexing="ij"))
