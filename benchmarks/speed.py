@@ -5,11 +5,17 @@
 Monte Carlo's time is its measured time per sample times the samples whose standard error on L equals the tolerance
 (relative to max(1, |L|), as ours is); both are measured in the same run, one thread each unless OMP_NUM_THREADS says
 otherwise. Seconds are the best of `--repeats` runs, after one that is not counted (compilation and caches).
+
+With --gradient, loss and full gradient together are timed too, and beside them stochastic gradients by torch where it is
+installed: their measured time per sample times the samples whose root mean square error over the entries of dL/dC equals
+the largest error that ours reports there. `python -m benchmarks.grid_convergence` measures the grid method, whose errors
+are too large for this table.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import resource
 import time
@@ -17,7 +23,7 @@ import time
 import numpy as np
 
 import elbotree as et
-from benchmarks.workload import KINDS, problem, sampled_losses
+from benchmarks.workload import KINDS, problem, sampled_losses, torch_gradient
 
 
 def best_time(run: object, repeats: int) -> float:
@@ -38,6 +44,16 @@ def monte_carlo(p: et.Problem, samples: int = 20_000) -> tuple[float, float]:
     return best_time(lambda: sampled_losses(p, samples, rng), 5) / samples, float(losses.std())
 
 
+def stochastic_gradient(p: et.Problem, samples: int = 4096, batches: int = 40) -> tuple[float, float]:
+    """Seconds per sample of dL/dC in torch, and the root mean square over its entries of one sample's standard deviation."""
+    try:
+        step = torch_gradient(p, samples, seed=1)
+    except ModuleNotFoundError:
+        return np.nan, np.nan
+    spread = np.std([step() for _ in range(batches)], axis=0, ddof=1) * samples**0.5
+    return best_time(step, 5) / samples, float(np.sqrt(np.mean(spread**2)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="8,16,32", help="n = m1 = m2, separated by commas")
@@ -46,23 +62,31 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gradient", action="store_true", help="time loss and full gradient together too")
     options = parser.parse_args()
-    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, kind {options.kind}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
+    print(f"features of x1: {options.kind}")
     print(
-        f"{'n':>4} {'tol':>7} {'L':>12} {'error':>8} {'seconds':>9} {'gradient':>9} {'sampling s':>11} {'ratio':>9} {'MiB':>6}"
+        f"{'n':>4} {'tol':>7} {'L':>12} {'error':>8} {'seconds':>9} {'sampling s':>11} {'ratio':>9} {'gradient s':>10} "
+        f"{'torch s':>9} {'ratio':>9} {'MiB':>6}"
     )
     for n in (int(text) for text in options.sizes.split(",")):
         p = problem(n, options.kind)
-        per_sample, spread = monte_carlo(p) if options.kind == "bernoulli" else (np.nan, np.nan)
+        bernoulli = options.kind == "bernoulli"
+        per_sample, spread = monte_carlo(p) if bernoulli else (np.nan, np.nan)
+        per_gradient, gradient_spread = stochastic_gradient(p) if bernoulli and options.gradient else (np.nan, np.nan)
         for tol in (float(text) for text in options.tols.split(",")):
             loss = et.evaluate(p, tol=tol)["L"]
             seconds = best_time(lambda p=p, tol=tol: et.evaluate(p, tol=tol), options.repeats)
-            both = best_time(lambda p=p, tol=tol: et.gradient(p, tol=tol), 1) if options.gradient else np.nan
+            both = torch_seconds = np.nan
+            if options.gradient:
+                error = max(float(part.error.max()) for part in et.gradient(p, tol=tol)["C"])
+                both = best_time(lambda p=p, tol=tol: et.gradient(p, tol=tol), options.repeats)
+                torch_seconds = per_gradient * (gradient_spread / error) ** 2
             target = tol * max(1.0, abs(float(loss.value)))
             sampling = per_sample * (spread / target) ** 2
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             print(
-                f"{n:4d} {tol:7.0e} {float(loss.value):12.6f} {float(loss.error):8.1e} {seconds:9.3f} {both:9.3f} {sampling:11.3g} "
-                f"{sampling / seconds:9.2g} {peak:6d}",
+                f"{n:4d} {tol:7.0e} {float(loss.value):12.6f} {float(loss.error):8.1e} {seconds:9.3f} {sampling:11.3g} "
+                f"{sampling / seconds:9.2g} {both:10.3f} {torch_seconds:9.3g} {torch_seconds / both:9.2g} {peak:6d}",
                 flush=True,
             )
 

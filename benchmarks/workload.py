@@ -6,6 +6,8 @@ decoder A B1, sigma2 = 0.25; Bernoulli encoders of slope 20 along the rows of (B
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,3 +71,32 @@ def sampled_losses(problem: et.Problem, samples: int, rng: np.random.Generator) 
     variance = model.noise_std**2
     constant = 0.5 * model.n * np.log(2 * np.pi * variance)
     return np.asarray(divergence.sum(axis=1) + constant + (np.sum(left**2, axis=1) + spread) / (2 * variance))
+
+
+def torch_gradient(problem: et.Problem, samples: int, seed: int) -> Any:
+    """A function that draws `samples` of x1 and returns dL/dC by automatic differentiation in torch, (m2, n2): the stochastic
+    gradient that one would train with instead (Bernoulli posteriors, their expectation taken in closed form)."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    model = problem.model
+    C = torch.tensor(np.concatenate([q.C for q in problem.encoder]), requires_grad=True)
+    bias = torch.tensor(np.concatenate([q.bias for q in problem.encoder]), requires_grad=True)
+    B = torch.tensor(model.B, requires_grad=True)
+    offset = torch.tensor(model.offset)
+    log_odds = [torch.tensor([np.log(x) for x in (p.mean(), 1 - p.mean())]) for p in model.priors]
+    on, off = (torch.stack([pair[i] for pair in log_odds]) for i in (0, 1))
+
+    def step() -> Array:
+        x2 = torch.tensor(problem.layer(problem.input.sample(samples, rng)))
+        logits = x2 @ C.T + bias
+        s = torch.sigmoid(logits)
+        log_s, log_r = torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
+        divergence = (s * (log_s - on) + (1 - s) * (log_r - off)).sum(dim=1)
+        left = x2 - offset - s @ B.T
+        square = (left**2).sum(dim=1) + (s * (1 - s)) @ (B**2).sum(dim=0)
+        loss = (divergence + square / (2 * model.noise_std**2)).mean()
+        found = torch.autograd.grad(loss, (C, bias, B))
+        return np.asarray(found[0].numpy())
+
+    return step
