@@ -82,8 +82,9 @@ def log_mgf(job: Job, c: float) -> float:
     return float(np.logaddexp(np.log1p(-job.p), np.log(job.p) + slab).sum() + 0.5 * (job.sigma * c) ** 2)
 
 
-def contour(job: Job) -> tuple[float, float, int]:
-    """(c, step, count) of a trapezoidal rule whose aliases and truncation stay below e^-NATS of the result."""
+def contour(job: Job, off_saddle: float) -> tuple[float, float, int]:
+    """(c, step, count) of a trapezoidal rule whose aliases and truncation stay below e^-NATS of the result. With the period
+    P = 2 pi / step the rule sums e^{cmP} P(S > q + mP) over all m; m < 0 stays below e^{-cP} / P(S > q) of the result."""
     poles = job.d * job.means * (job.stds == 0)
     end = float(1 / poles.max()) if (poles > 0).any() else math.inf
 
@@ -95,18 +96,18 @@ def contour(job: Job) -> tuple[float, float, int]:
         a, b = low + 0.382 * (high - low), low + 0.618 * (high - low)
         low, high = (low, b) if bound(a) < bound(b) else (a, high)
     saddle = 0.5 * (low + high)
-    c = min(1.07 * saddle, 0.5 * (saddle + end))
+    c = min(off_saddle * saddle, 0.5 * (saddle + end))
     level = log_mgf(job, c) - c * job.q
     away = np.geomspace(0.01, 100.0, 60) * saddle
     away = np.concatenate([away[c + away < end], (end - c) * np.linspace(0.1, 0.9, 9) if end < math.inf else []])
     right = min((log_mgf(job, c + x) - (c + x) * job.q - level + NATS + 2.0) / x for x in away.tolist())
-    step = 2 * math.pi / max(NATS / c, right)
+    step = 2 * math.pi / max((NATS + 8.0 - level) / c, right)
     return c, step, math.ceil(math.sqrt(2 * NATS) / job.sigma / step)
 
 
 def reference(job: Job) -> float:
     """log P in extended precision."""
-    c, step, count = contour(job)
+    c, step, count = contour(job, 1.07)
     real, imaginary = np.longdouble, np.clongdouble
     p, m, s, d = (x.astype(real)[:, None] for x in (job.p, job.means, job.stds, job.d))
     sigma, q, at, pi = real(job.sigma), real(job.q), real(c), np.arctan(real(1)) * 4
@@ -133,8 +134,8 @@ def reference(job: Job) -> float:
 
 
 def reference_by_mpmath(job: Job) -> float:
-    """log P with 40 digits: the same rule, in arithmetic of its own."""
-    c, step, count = contour(job)
+    """log P with 40 digits, on another contour."""
+    c, step, count = contour(job, 0.9)
     with mpmath.workdps(40):
         parts = [[mpmath.mpf(float(x)) for x in column] for column in (job.p, job.means, job.stds, job.d)]
         sigma, q, c_, h = (mpmath.mpf(x) for x in (job.sigma, job.q, c, step))
