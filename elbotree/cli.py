@@ -553,8 +553,17 @@ def compile_(network: Path, style: str) -> None:
 @click.option("--tol", type=float, help="Tolerance of the evaluation.  [default: 1e-6]")
 @click.option("--check-samples", type=int, metavar="N", help="Set a check by N samples beside values, laws and tails.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the check's samples.")
+@click.option(
+    "--read-outs",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="How many read-outs to draw the laws of.",
+)
 @_FORMAT
-def report(source: Path, out: Path | None, tol: float | None, check_samples: int | None, seed: int, style: str) -> None:
+def report(
+    source: Path, out: Path | None, tol: float | None, check_samples: int | None, seed: int, read_outs: int, style: str
+) -> None:
     """Write one self-contained HTML page about SOURCE: a problem's JSON file, or the folder of a fit or of a chain.
 
     \b
@@ -564,7 +573,7 @@ def report(source: Path, out: Path | None, tol: float | None, check_samples: int
     from elbotree.report import report_on
 
     with _progress("evaluating and writing"):
-        written = report_on(source, out, tol=tol, check_samples=check_samples, seed=seed)
+        written = report_on(source, out, tol=tol, check_samples=check_samples, seed=seed, read_outs=read_outs)
     if style == "json":
         _print(json.dumps({"written": str(written)}))
     else:

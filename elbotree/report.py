@@ -111,6 +111,7 @@ def write_report(
     *,
     check_samples: int | None = None,
     seed: int = 0,
+    read_outs: int = report_laws.READ_OUTS,
 ) -> Path:
     """Write one self-contained HTML page, whole or not at all.
 
@@ -120,38 +121,49 @@ def write_report(
         title          the heading for a fit or a chain
         check_samples  of a fit or a chain: set samples beside values and laws, as a check
         seed           of those samples
+        read_outs      of a fit or a chain: how many read-outs to draw the laws of (through psi, and with many features, one
+                       may take a minute)
 
     Returns the path. Raises InputError where it cannot be written.
     """
     if isinstance(content, Fit):
-        content = _page_of_fit(content, title or "A fitted layer", content.values.tol, check_samples, seed)
+        content = _page_of_fit(content, title or "A fitted layer", content.values.tol, check_samples, seed, read_outs)
     elif isinstance(content, Chain):
-        laws = report_laws.of_chain(content, check_samples, seed)
+        laws = report_laws.of_chain(content, check_samples, seed, read_outs)
         content = ChainPage(title or "A chain of layers", content, read_outs=laws)
     write_atomic(path, content.render().encode("utf-8"))
     return Path(path)
 
 
 def report_on(
-    source: Path, out: Path | None, *, tol: float | None = None, check_samples: int | None = None, seed: int = 0
+    source: Path,
+    out: Path | None,
+    *,
+    tol: float | None = None,
+    check_samples: int | None = None,
+    seed: int = 0,
+    read_outs: int = report_laws.READ_OUTS,
 ) -> Path:
     """The page about a problem's JSON file or the folder of a fit or a chain, as the command line asks for it."""
     found, name = read_source(source), source.resolve().name
     target = out or (source / "report.html" if source.is_dir() else source.with_suffix(".html"))
     if isinstance(found, Chain):
-        return write_report(target, found, f"A chain of layers: {name}", check_samples=check_samples, seed=seed)
+        return write_report(
+            target, found, f"A chain of layers: {name}", check_samples=check_samples, seed=seed, read_outs=read_outs
+        )
     if isinstance(found, Fit):
         return write_report(
-            target, _page_of_fit(found, f"A fitted layer: {name}", tol or found.values.tol, check_samples, seed)
+            target,
+            _page_of_fit(found, f"A fitted layer: {name}", tol or found.values.tol, check_samples, seed, read_outs),
         )
     values = evaluate(found, tol, check_samples=check_samples, seed=seed)
-    laws = report_laws.of_problem(found, check_samples, seed)
+    laws = report_laws.of_problem(found, check_samples, seed, read_outs)
     return write_report(target, Page(f"A problem: {name}", found, values, read_outs=laws))
 
 
-def _page_of_fit(fit: Fit, title: str, tol: float | None, check_samples: int | None, seed: int) -> Page:
+def _page_of_fit(fit: Fit, title: str, tol: float | None, check_samples: int | None, seed: int, read_outs: int) -> Page:
     values = evaluate(fit.problem, tol, check_samples=check_samples, seed=seed)
-    laws = report_laws.of_problem(fit.problem, check_samples, seed)
+    laws = report_laws.of_problem(fit.problem, check_samples, seed, read_outs)
     return Page(title, fit.problem, values, fit.history, intro=[fit.message], read_outs=laws)
 
 

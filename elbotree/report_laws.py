@@ -20,11 +20,14 @@ from elbotree.runtime.output_law import OutputLaw
 
 Array = NDArray[np.float64]
 
-BINS = 40
-TAIL_POINTS = 25
+#: Bins and points of a tail where psi plays no part in the read-out, and where it does, which costs far more a point.
+BINS, TAIL_POINTS = (40, 24), (25, 13)
 #: The outermost bins end where this much of the law is left; tails go on down to `DEEPEST`.
 OUTSIDE, DEEPEST = 1e-4, 1e-15
-_TOL = 1e-7
+#: How many read-outs a report shows unless told otherwise.
+READ_OUTS = 2
+_TOL = 1e-5
+_ROUGH = 0.05  # tolerance of where a drawing ends
 _SAMPLES = 2  # how samples look; laws take 0 and 1
 
 
@@ -49,11 +52,12 @@ class ReadOut:
     note: str = ""
 
 
-def of_problem(problem: Problem, check_samples: int | None, seed: int) -> list[ReadOut]:
-    """f(x1) along w and along its widest coordinates: the exact law (Lemma 3.4), the model's, and samples if asked for."""
+def of_problem(problem: Problem, check_samples: int | None, seed: int, count: int = READ_OUTS) -> list[ReadOut]:
+    """f(x1) along w and along its widest coordinates, `count` read-outs in all: the exact law (Lemma 3.4), the model's, and
+    samples if asked for."""
     first, second, _ = OutputLaw(problem.layer, problem.input, 1e-6).f_moments
     variances = np.diag(second) - first**2
-    rows = dict(_widest(variances, 2))
+    rows = dict(_widest(variances, count))
     length = float(np.linalg.norm(problem.layer.w))
     if length:
         along = problem.layer.w / length
@@ -64,18 +68,19 @@ def of_problem(problem: Problem, check_samples: int | None, seed: int) -> list[R
     if check_samples is not None:
         drawn = problem.layer(problem.input.sample(check_samples, np.random.default_rng(seed)))
     found = []
-    for name, v in rows.items():
+    for name, v in list(rows.items())[:count]:
         laws = {"exact law of f": joint(problem.layer, problem.input, v), "model": problem.model.marginal(v)}
         found.append(read_out(name, laws, None if drawn is None else drawn @ v))
     return found
 
 
-def of_chain(chain: Chain, check_samples: int | None, seed: int) -> list[ReadOut]:
-    """The last layer's widest coordinates, and the one that drifted most: the model's law, and samples of the network."""
+def of_chain(chain: Chain, check_samples: int | None, seed: int, count: int = READ_OUTS) -> list[ReadOut]:
+    """The last layer's coordinate that drifted most and its widest ones, `count` in all: the model's law, and samples of the
+    network."""
     last, drift = chain.models[-1], chain.drift[-1]
-    rows = dict(_widest(np.diag(last.covariance()), 2))
+    rows = dict(_widest(np.diag(last.covariance()), count))
     if drift is not None:
-        rows.setdefault(_coordinate(drift.unit), np.eye(last.n)[drift.unit])
+        rows = {_coordinate(drift.unit): np.eye(last.n)[drift.unit]} | rows
     drawn = None
     if check_samples is not None:
         drawn = chain.p1.sample(check_samples, np.random.default_rng(seed))
@@ -83,7 +88,7 @@ def of_chain(chain: Chain, check_samples: int | None, seed: int) -> list[ReadOut
             drawn = layer(drawn)
     return [
         read_out(name, {"last model": last.marginal(v)}, None if drawn is None else drawn @ v)
-        for name, v in rows.items()
+        for name, v in list(rows.items())[:count]
     ]
 
 
@@ -100,11 +105,14 @@ def read_out(name: str, laws: Mapping[str, Joint], samples: Array | None) -> Rea
     """Bins, densities and tails of one read-out under each law. Where a law cannot be had (no Gaussian noise, say), the
     note says why."""
     main = next(iter(laws.values()))
+    through_psi = main.law is None
     try:
-        edges = np.linspace(_point(main, 1 - OUTSIDE), _point(main, OUTSIDE), BINS + 1)
-        x = np.linspace(_point(main, 0.5), _point(main, DEEPEST), TAIL_POINTS)
-        densities = {label: -np.diff(law.tail(edges, _TOL).value) / np.diff(edges) for label, law in laws.items()}
-        tails = {label: law.tail(x, 1e-4).value for label, law in laws.items()}
+        edges = np.linspace(_point(main, 1 - OUTSIDE), _point(main, OUTSIDE), BINS[through_psi] + 1)
+        upper = {label: law.tail(edges, _TOL).value for label, law in laws.items()}
+        middle = float(np.interp(-0.5, -next(iter(upper.values())), edges))
+        x = np.linspace(middle, _point(main, DEEPEST), TAIL_POINTS[through_psi])
+        densities = {label: -np.diff(values) / np.diff(edges) for label, values in upper.items()}
+        tails = {label: law.tail(x, 1e-3).value for label, law in laws.items()}
     except ElbotreeError as error:
         return ReadOut(name, note=str(error))
     return ReadOut(name, edges, densities, x, tails, samples)
@@ -114,19 +122,19 @@ def _point(law: Joint, p: float) -> float:
     """x with P(S > x) = p, roughly; where the law has an atom there (a relu that no noise is added to), a point just below
     the atom, found by bisection: P(S > x) is above p at it, and not above at the atom itself."""
     try:
-        found = law.isf(p, 1e-4) if p <= 0.5 else law.quantile(1 - p, 1e-4)
+        found = law.isf(p, _ROUGH) if p <= 0.5 else law.quantile(1 - p, _ROUGH)
         return float(found.value)
     except ElbotreeError:
         mean = float(law.moment(1, 1e-6).value)
         std = float(law.moment(2, 1e-6).value - mean**2) ** 0.5
     low, high = mean - std, mean + std
-    while law.tail(low, _TOL).value <= p:
+    while law.tail(low, 1e-3).value <= p:
         low -= 2 * (high - low)
-    while law.tail(high, _TOL).value > p:
+    while law.tail(high, 1e-3).value > p:
         high += 2 * (high - low)
-    while high - low > 1e-3 * std:
+    while high - low > 0.01 * std:
         middle = (low + high) / 2
-        low, high = (middle, high) if law.tail(middle, _TOL).value > p else (low, middle)
+        low, high = (middle, high) if law.tail(middle, 1e-3).value > p else (low, middle)
     return float(low)
 
 
