@@ -128,7 +128,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "write_bytes", full)
     seen: list[int] = []
-    with pytest.raises(InputError, match="cannot be written: .*: No space left on device; choose another"):
+    with pytest.raises(InputError, match=r"cannot be written: .*: No space left on device; choose another"):
         fit(tmp_path / "state", seen=seen)
     assert seen == []
 
