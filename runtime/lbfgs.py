@@ -25,7 +25,7 @@ Objective = Callable[[Array], tuple[float, Array] | None]
 
 _KEPT = 20  # pairs (s, y)
 _DECREASE, _CURVATURE = 1e-4, 0.9  # c1, c2
-_TRIALS = 12  # of one line search
+_TRIALS, _REFUSED = 12, 4  # of one line search, and how many may fail before the first success
 _FIRST = 0.05  # the first step's length, relative to that of x
 
 
@@ -88,8 +88,8 @@ def _along(search: Search, d: Array, objective: Objective, least: float) -> tupl
         t = min(1.0, _FIRST * max(1.0, float(np.linalg.norm(search.x))) / float(np.linalg.norm(d)))
     low, high = (0.0, search.loss, slope), None
     best = None
-    for _ in range(_TRIALS):
-        if -t * slope < least:
+    for tried in range(_TRIALS):
+        if -t * slope < least or (tried == _REFUSED and best is None):
             break
         x = search.x + t * d
         answer = objective(x)

@@ -363,8 +363,11 @@ def _reason(search: Search, gains: Sequence[float], tol: float) -> str:
         return f"gradient norm {norm:.2g} is below {1e-2 * tol:g}"
     if len(search.steps) >= _PATIENCE and search.expected_gain < _SEEN * tol:
         return f"gradient norm {norm:.2g} promises no more than {search.expected_gain:.1g} nats"
-    if len(gains) >= _PATIENCE and sum(gains[-_PATIENCE:]) < 0.1 * _PATIENCE * tol:
-        return f"the loss stalled: {_PATIENCE} iterations improved it by {sum(gains[-_PATIENCE:]):.1g}, gradient norm {norm:.2g}"
+    for count, least in ((1, 0.02), (_PATIENCE, 0.1)):
+        gained = sum(gains[-count:])
+        if len(gains) >= count and gained < least * count * tol:
+            last = "the last iteration" if count == 1 else f"{count} iterations"
+            return f"the loss stalled: {last} improved it by {gained:.1g}, gradient norm {norm:.2g}"
     return ""
 
 
