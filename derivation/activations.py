@@ -121,10 +121,12 @@ class Psi:
         points += [_inside(low, high) for low, high in _gaps(self.cuts)]
         if all(_sound(plain, at) for at in points if self.domain[0] < at < self.domain[1]):
             return plain
-        *first, last = self.branches
-        return sp.Piecewise(
-            *((of(branch.expression), branch.high > B) for branch in first), (of(last.expression), True)
-        )
+        cases = []
+        for left, right in pairwise(self.branches):
+            # The break itself goes to the side that has a value there: b log(b) has none at 0.
+            after = _sound(of(right.expression), left.high)
+            cases.append((of(left.expression), left.high > B if after else left.high >= B))
+        return sp.Piecewise(*cases, (of(self.branches[-1].expression), True))
 
     @property
     def affine(self) -> tuple[sp.Expr, sp.Expr] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from inspect import CO_GENERATOR
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -33,8 +34,9 @@ def within(seconds: float, work: Callable[[], Result]) -> Result | None:
     def look(frame: Any, event: str, argument: Any) -> None:
         nonlocal calls
         calls += 1
-        # A thread's own clock is a call into the system, dearer than most of what is watched.
-        if calls % _EVERY == 0 and time.thread_time() > end:
+        # A thread's own clock is a call into the system, dearer than most of what is watched. What is raised while a
+        # generator is closed would be lost, and complained about.
+        if calls % _EVERY == 0 and not frame.f_code.co_flags & CO_GENERATOR and time.thread_time() > end:
             raise _Late
 
     sys.setprofile(look)

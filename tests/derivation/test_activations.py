@@ -98,6 +98,14 @@ def test_what_is_not_real_beside_a_zero_does_not_spoil_it(text, value):
     np.testing.assert_allclose(activation.derivative(np.array(points)), slopes, rtol=1e-7, atol=1e-9)
 
 
+def test_a_break_has_the_value_of_the_side_that_has_one():
+    from elbotree.codegen import compile_psi
+
+    assert compile_psi("relu(b)*log(b)")(np.array([0.0]))[0] == 0.0
+    assert compile_psi("relu(-b)*log(-b)")(np.array([0.0]))[0] == 0.0
+    assert compile_psi("heaviside(b)*sqrt(b)")(np.array([0.0]))[0] == 0.0
+
+
 @pytest.mark.parametrize("text", ["relu(b)", "heaviside(b)*b**2", "abs(b)**3", "where(b > 0, sqrt(b), 0)"])
 def test_what_numpy_can_compute_as_it_stands_is_left_alone(text):
     psi = analyse(text)
