@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 import elbotree as et
-from elbotree.cli import main
+from elbotree.cli import _step_text, main
 from elbotree.fitting import Fit
+from elbotree.runtime.checkpoints import Step
 from elbotree.runtime.errors import InputError
 
 
@@ -232,3 +233,17 @@ def test_the_command_line_keeps_a_checkpoint_and_goes_on_from_it(tmp_path: Path)
     lost = runner.invoke(main, [*call, "--out", str(tmp_path / "p.json" / "out")])
     assert lost.exit_code == 1
     assert "is a file; give the path of a folder" in lost.output
+
+
+def test_progress_tells_the_loss_its_rate_and_the_time_left() -> None:
+    history: list[Step] = []
+    texts = [
+        _step_text(Step(k + 1, 2.0 + 0.5**k, 0.0, 0.1, 0.3, tol, 3.0 * k, 3.0, {}, 0, leg), history, 1e-4)
+        for leg, tol in ((0, 1e-3), (1, 1e-4))
+        for k in range(8)
+    ]
+    assert "L = 2.500000 (-5.0e-01), tolerance 1e-03, 3 s an iteration, 3 s so far" in texts[1]
+    assert " left" not in texts[1]
+    assert "s left at this tolerance" in texts[7]
+    assert "(+0.0e+00)" in texts[8]  # another leg is not compared with the one before
+    assert texts[15].endswith("s left")

@@ -23,7 +23,7 @@ from elbotree.runtime.errors import InputError
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal
 from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_model, continuous_dimensions
 from elbotree.runtime.spectral import SpectralExpectations
-from elbotree.runtime.starts import binned, binned_samples, pursued
+from elbotree.runtime.starts import binned, binned_samples, pursued, random_encoder
 from elbotree.runtime.storage import MODEL
 from elbotree.runtime.training import time_left, train
 
@@ -413,3 +413,45 @@ def test_time_left_is_that_of_a_geometric_series() -> None:
     gain = 0.5**7
     assert time_left(history, 1e-4) == pytest.approx(2.0 * np.log(10 * gain / 1e-4) / np.log(2), rel=0.4)
     assert time_left(history[:3], 1e-4) is None
+
+
+def test_random_encoders_are_soft_and_keep_families_and_bases() -> None:
+    """Each reads a direction of unit deviation, so that a posterior mean at a threshold is that of its base."""
+    layer, p1 = relu_problem()
+    law = SpectralExpectations(layer, p1, et.Encoder([]), tol=1e-8)
+    first, second, _ = law.output.f_moments
+    covariance = second - np.outer(first, first)
+    row = np.ones((1, 3))
+    like = et.Encoder(
+        [
+            et.Posterior("bernoulli", row, [0.0]),
+            et.Posterior("tilted", row, [0.0], precision=40.0, base=Normal(0.7, 0.5)),
+            et.Posterior("normal", row, [0.0], std=0.6),
+            et.Posterior("normal_scale", np.vstack([row, row]), [0.0, 1.0]),
+        ]
+    )
+    made = random_encoder(1, like, first, covariance)
+    assert [q.family for q in made] == [q.family for q in like]
+    assert made[1].base == like[1].base
+    spread = [float(np.sqrt(q.C[0] @ covariance @ q.C[0])) for q in made]
+    np.testing.assert_allclose(spread, [4.0, 2 / 0.5, 1.0, 1.0])
+    assert made[1].precision == pytest.approx(2 / 0.5**2)
+    for other in (random_encoder(2, like, first, covariance), random_encoder(1, like, first, covariance)):
+        same = np.array_equal(other[0].C, made[0].C)
+        assert same == (other[0].bias == made[0].bias).all()
+    assert np.array_equal(random_encoder(1, like, first, covariance)[0].C, made[0].C)
+    assert not np.array_equal(random_encoder(2, like, first, covariance)[0].C, made[0].C)
+
+
+def test_two_features_in_nearly_one_direction_need_a_start_at_two_thresholds() -> None:
+    """At 10 degrees the starts by directions end more than 0.3 nats above what a random encoder finds: features that count."""
+    t = np.deg2rad(10)
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
+    p1 = et.FeatureModel([[1.0, np.cos(t)], [0.0, np.sin(t)]], [Bernoulli(0.3)] * 2, 0.2)
+    kernels = generate("identity", "bernoulli")
+    one = train(layer, p1, kernels, family="bernoulli", tol=1e-3)
+    more = train(layer, p1, kernels, family="bernoulli", tol=1e-3, starts=5)
+    assert more.terms["L"].value < one.terms["L"].value - 0.3
+    assert more.kept.name.startswith("random encoder")
+    entropy, _ = entropy_and_cross_entropy(layer, p1, more.problem.model)
+    assert more.terms["L"].value >= entropy - more.terms["L"].error
