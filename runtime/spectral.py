@@ -41,7 +41,7 @@ _TAIL_SHARE = 0.003  # of tol, for the mass outside a coordinate's range: bounds
 _AT_ONCE = 64  # pairs that are walked between two looks at the memory that their sums take
 
 _log = logging.getLogger(__name__)
-_Task = TypeVar("_Task")
+_Task = tuple[int, int, float]  # g's number, h's number, tolerance
 _Result = TypeVar("_Result")
 
 
@@ -464,7 +464,7 @@ class SpectralExpectations:
         linear_h = linear_g if symmetric else [self._polynomial(h, 1) for h in hs]
         rows_g = self._linear_rows(gs, linear_h)
         rows_h = rows_g if symmetric else self._linear_rows(hs, linear_g)
-        on_lattices: list[tuple[int, int, float]] = []
+        on_lattices: list[_Task] = []
 
         def record(j: int, k: int, value: float, tail: float, error: float) -> None:
             for at in {(j, k), (k, j)} if symmetric else {(j, k)}:
@@ -494,10 +494,9 @@ class SpectralExpectations:
                 level = self._mean_level = max(level, self._mean_level)
             out.lines = self._lines(gs, hs, on_lattices, level, importance if weights is None else weights, symmetric)
 
-            def walked(task: tuple[int, int, float]) -> tuple[float, float, float]:
+            def term(task: _Task) -> PairTerm:
                 j, k, tol = task
-                term = self.pairs.term(gs[j], hs[k], tol, level)
-                return term.value(), term.tail, term.error
+                return self.pairs.term(gs[j], hs[k], tol, level)
 
             waiting = []
             for j, k, tol in on_lattices:
@@ -506,14 +505,11 @@ class SpectralExpectations:
                     record(j, k, *known[1:])
                 else:
                     waiting.append((j, k, tol))
-            self._check_cost(
-                [self.pairs.term(gs[j], hs[k], tol, level) for j, k, tol in _spread(waiting)], len(waiting)
-            )
-            for batch, results in self._in_threads(walked, waiting):
-                for (j, k, tol), found in zip(batch, results, strict=True):
-                    record(j, k, *found)
-                    if means:
-                        self._mean_pairs[gs[j].label, hs[k].label, level] = (tol, *found)
+            self._check_cost([term(task) for task in _spread(waiting)], len(waiting))
+            for (j, k, tol), made, value in self._in_threads(term, PairTerm.value, waiting):
+                record(j, k, value, made.tail, made.error)
+                if means:
+                    self._mean_pairs[gs[j].label, hs[k].label, level] = (tol, value, made.tail, made.error)
         return out
 
     def _of_one(self, g: Integrand, h: Integrand) -> Integrand | None:
@@ -531,9 +527,7 @@ class SpectralExpectations:
             g.feature, g.uses, lambda c: g.value(c) * h.value(ratio * (c - bias) + other_bias), None, label
         )
 
-    def _pair_level(
-        self, gs: Sequence[Integrand], hs: Sequence[Integrand], tasks: Sequence[tuple[int, int, float]]
-    ) -> int:
+    def _pair_level(self, gs: Sequence[Integrand], hs: Sequence[Integrand], tasks: Sequence[_Task]) -> int:
         """The digits that ranges and frequencies of these pairs are made for: they cut g times h, however large."""
 
         def size(g: Integrand) -> float:
@@ -561,7 +555,7 @@ class SpectralExpectations:
         self,
         gs: Sequence[Integrand],
         hs: Sequence[Integrand],
-        waiting: Sequence[tuple[int, int, float]],
+        waiting: Sequence[_Task],
         level: int,
         weights: Array,
         symmetric: bool,
@@ -591,20 +585,22 @@ class SpectralExpectations:
         return _Lines(on, e, d, rows_g, rows_h, FF, relative * np.multiply.outer(size, size))
 
     def _in_threads(
-        self, run: Callable[[_Task], _Result], tasks: Sequence[_Task]
-    ) -> Iterator[tuple[Sequence[_Task], list[_Result]]]:
-        """Run tasks on pairs, in threads where the loops are compiled (they hold no lock, and share no sums: the bits do not
-        depend on how many threads there are), and forget old sums that take too much memory."""
+        self, term: Callable[[_Task], PairTerm], walk: Callable[[PairTerm], _Result], tasks: Sequence[_Task]
+    ) -> Iterator[tuple[_Task, PairTerm, _Result]]:
+        """The term of each pair, and what `walk` makes of it: terms in order, since pairs share series and lattices that the first
+        to ask chooses, then the walks, in threads where the loops are compiled. Those hold no lock and share no sums: the bits
+        do not depend on how many threads there are. Old sums that take too much memory are forgotten on the way."""
         for start in range(0, len(tasks), _AT_ONCE):
             batch = tasks[start : start + _AT_ONCE]
-            results = [run(batch[0])]  # compiles the loops and fills the tables that the others share
+            terms = [term(task) for task in batch]
+            results = [walk(terms[0])]  # compiles the loops and fills the tables that the others share
             if self._compiled and self._threads > 1 and len(batch) > 2:
                 with ThreadPoolExecutor(self._threads) as pool:
-                    results += pool.map(run, batch[1:])
+                    results += pool.map(walk, terms[1:])
             else:
-                results += [run(task) for task in batch[1:]]
+                results += [walk(made) for made in terms[1:]]
             self.pairs.forget()
-            yield batch, results
+            yield from zip(batch, terms, results, strict=True)
 
     def _linear_rows(self, gs: Sequence[Integrand], partners: Sequence[tuple[float, ...] | None]) -> list[Estimate]:
         """E[g F] for each g, where some partner is linear in its c (and so needs no lattice of the pair)."""
@@ -641,7 +637,7 @@ class SpectralExpectations:
         scale = max(1.0, float(size.max()))
         share = self.gradient_tol / (scale * min(float(len(hs)), 3 * len(hs) ** 0.5))
         tails, spreads = np.zeros(len(gs)), np.zeros(len(gs))
-        waiting: list[tuple[int, int, float]] = []
+        waiting: list[_Task] = []
         for i, g in enumerate(gs):
             for k, h in enumerate(hs):
                 weight = float(weights[i, k])
@@ -666,17 +662,15 @@ class SpectralExpectations:
             for i, k, _ in waiting:
                 combined[i] += weights[i, k] * pairs.line(hs[k], level)
 
-            def walked(task: tuple[int, int, float]) -> tuple[Array, float, float]:
+            def term(task: _Task) -> PairTerm:
                 i, k, tol = task
-                term = pairs.term(gs[i], hs[k], tol, level, (False, True))
-                return term.F(), term.tail, term.error
+                return pairs.term(gs[i], hs[k], tol, level, (False, True))
 
-            for batch, results in self._in_threads(walked, waiting):
-                for (i, k, _), (value, tail, error) in zip(batch, results, strict=True):
-                    weight = float(weights[i, k])
-                    values[i] += weight * value
-                    tails[i] += abs(weight) * tail
-                    spreads[i] += (3 * weight * error) ** 2
+            for (i, k, _), made, F in self._in_threads(term, PairTerm.F, waiting):
+                weight = float(weights[i, k])
+                values[i] += weight * F
+                tails[i] += abs(weight) * made.tail
+                spreads[i] += (3 * weight * made.error) ** 2
         if np.any(combined):
             done = self._F_and_along(gs, combined)
             values += done.value

@@ -6,13 +6,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import elbotree.compiler  # noqa: F401  (layers hold psi as text)
+import elbotree as et
+from elbotree.evaluation import kernels_for
 from elbotree.runtime.fourier import Period
 from elbotree.runtime.frames import Axis, Frame
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.pair_lattices import BLaw, PairLattice
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Mixture, Normal, Prior
+from elbotree.runtime.spectral import SpectralExpectations
 from elbotree.runtime.weak_sources import ORDERS, WeakSources
 
 SPARSE: tuple[Prior, ...] = (Bernoulli(0.1),) * 5
@@ -154,3 +156,32 @@ def test_taylor_coefficients_give_the_characteristic_function(prior: Prior) -> N
             left_out = 4 * abs(weak.coefficients[-1, 0, k + 6] * delta ** (ORDERS - 1))
             assert abs(np.exp(series) - exact) <= 1e-9 + left_out
             assert abs(np.exp(sum(weak.coefficients[m, 0, k + 6] * delta**m for m in range(3))) - exact) > 1e-9
+
+
+def test_values_and_gradients_do_not_depend_on_threads() -> None:
+    """All pairs, compiled, on one thread and on five: the same bits, at a size where the pairs see noise of several classes."""
+    rng = np.random.default_rng(1)
+    n = 7
+    B = np.eye(n) + 0.3 * rng.standard_normal((n, n))
+    rows = 8.0 * np.linalg.inv(B)
+    rows[1] = rows[0] + 0.05 * rng.standard_normal(n)  # leaves c_0 little noise of its own
+    problem = et.Problem(
+        et.Layer(np.eye(n), rng.standard_normal(n), rng.standard_normal(n) / np.sqrt(n), "relu"),
+        FeatureModel(B, [Bernoulli(0.2)] * n, 0.1),
+        FeatureModel(B, [Bernoulli(0.2)] * n, 0.3),
+        et.Encoder([et.Posterior("bernoulli", row[None, :], [-4.0]) for row in rows]),
+    )
+    kernels = kernels_for(problem.layer, problem.encoder)
+    found = []
+    for threads in (1, 5, 5):
+        engine = SpectralExpectations(
+            problem.layer, problem.input, problem.encoder, tol=1e-7, gradient_tol=1e-6, threads=threads
+        )
+        engine._compiled = engine.pairs._compiled = True
+        values = kernels.evaluate(engine, problem)
+        parts = kernels.gradient(engine, problem, values)
+        found.append((values["T3"].value, values["T3"].error, np.concatenate([part.value for part in parts["C"]])))
+    for other in found[1:]:
+        assert found[0][0] == other[0]
+        assert found[0][1] == other[1]
+        np.testing.assert_array_equal(found[0][2], other[2])
