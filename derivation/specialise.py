@@ -257,5 +257,15 @@ def psi_text(psi: Psi) -> str:
 
 
 def family_text(family: Family) -> str:
-    """A family in words."""
-    return f"family {family.name}: t = {family.t}, {family.law}"
+    """A family in words: its law, and which of what follows from it has a closed form."""
+    found = {"mean": family.mean, "variance": family.variance, "entropy": family.entropy}
+    if family.tilted:
+        return f"family {family.name}: t = {family.t}, {family.law}\n  mean, variance, draws: the base's own"
+    closed = [name for name, formula in found.items() if formula is not None]
+    closed += ["draws"] if family.samplers or family.points else []
+    left = [name for name in (*found, "draws") if name not in closed]
+    lines = [
+        f"family {family.name}: t = {family.t}, {family.law}",
+        f"  in closed form: {', '.join(closed) or 'nothing'}",
+    ]
+    return "\n".join([*lines, *([f"  by quadrature over beta: {', '.join(left)}"] if left else [])])

@@ -112,6 +112,21 @@ def test_the_account_is_printed() -> None:
     assert "psi = 0: pruned" in str(specialise(TREE, "zero", "normal"))
 
 
+def test_what_a_family_has_in_closed_form_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "_registry", dict(families._registry))
+    c, beta = families.C[0], families.BETA
+    log_density = -(beta - c) - sympy.exp(-(beta - c))
+    known = {"mean": None, "variance": None, "entropy": None, "centre": c, "spread": sympy.Integer(1)}
+    families.add_family(families.describe_density("gumbel", log_density, t=1, law="Gumbel's", **known))
+    text = str(specialise(TREE, "relu", ["gumbel", "normal", "tilted"]))
+    assert (
+        "family gumbel: t = 1, Gumbel's\n  in closed form: nothing\n  by quadrature over beta: mean, variance, entropy, draws"
+        in text
+    )
+    assert "family normal: t = 1, N(c, std^2)\n  in closed form: mean, variance, entropy, draws\n\n" in text
+    assert "mean, variance, draws: the base's own" in text
+
+
 def test_unknown_leaf_is_an_error() -> None:
     found = specialise(TREE, "relu", "normal")
     assert isinstance(found, Specialisation)
