@@ -12,7 +12,7 @@ each mode walks |k| only as far as its own weight asks. Sources: all that see (p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from math import comb
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from elbotree.runtime.characteristic import LinearLaw
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.frames import ROUNDOFF, Axis
-from elbotree.runtime.psi_transform import PsiTransform
+from elbotree.runtime.psi_transform import PsiTransform, waves
 from elbotree.runtime.weak_sources import ORDERS, WeakSources
 
 Array = NDArray[np.float64]
@@ -272,8 +272,9 @@ class PairLattice:
 
     @property
     def bytes(self) -> int:
-        """Memory that the sums made so far take."""
-        return 0 if self._sums is None else int(sum(x.nbytes for x in self._sums))
+        """Memory that the boxes and the sums made so far take."""
+        boxes = self.weights.nbytes + self.slack.nbytes + self.limits.nbytes + self._walked.nbytes
+        return boxes + (0 if self._sums is None else int(sum(x.nbytes for x in self._sums)))
 
     def _shape(self, vectors: bool) -> tuple[int, int, int, int, int]:
         """powers, rows, columns, K, and the number of sources that are not merged."""
@@ -286,7 +287,6 @@ class PairLattice:
             int((~self.merged).sum()),
         )
 
-    @cached_property
     def _monomials(self) -> ComplexArray:
         """S[a, b, k], the coefficient of p^a q^b in the exponent of the noise and the merged sources, for |k| <= reach."""
         weak, R = self.shared.weak, self.degree
@@ -308,12 +308,11 @@ class PairLattice:
         out[0, 2] -= 0.5 * noise[1, 1]
         return out
 
-    def _generators(self, sign: int, start: int) -> Array:
+    def _generators(self, S: ComplexArray, sign: int, start: int) -> Array:
         """Re and Im of exp(difference of order (a, b) of that exponent at (sign start, 0)), steps in p taken with this sign,
         (2, R + 1, R + 1, K)."""
         R = self.degree
         of_p, of_q = _differences(R, start) * float(sign) ** np.arange(R + 1), _differences(R, 0)
-        S = self._monomials
         exponent = np.matmul(of_q, (of_p @ S.reshape(R + 1, -1)).reshape(S.shape))
         a, b = _triangle(R)
         waves = np.exp(exponent[a, b])
@@ -345,16 +344,14 @@ class PairLattice:
         k = np.arange(-self.reach, self.reach + 1)
         q = np.arange(columns)
         explicit = np.nonzero(~self.merged)[0]
-        S = self._monomials
+        S, R = self._monomials(), self.degree + 1
         height = max(1, _BLOCK // (columns * K))
         for start in range(0, rows, height):
             block = slice(start, min(start + height, rows))
             p = self.first + np.arange(block.start, block.stop)
-            exponent = np.zeros((len(p), columns, K), dtype=np.complex128)
-            for a in range(self.degree + 1):
-                for b in range(self.degree + 1 - a):
-                    exponent += (p[:, None, None] ** a * q[None, :, None] ** b) * S[a, b]
-            phi = np.exp(exponent) * self._walked[block][:, :, None]
+            over_p = np.tensordot(np.vander(p, R, increasing=True).astype(np.complex128), S, axes=1)  # (rows, b, k)
+            exponent = np.matmul(np.vander(q, R, increasing=True).astype(np.complex128), over_p)
+            phi = waves(exponent.imag) * (np.exp(exponent.real) * self._walked[block][:, :, None])
             phi[np.abs(k) > self.limits[block][:, :, None]] = 0.0
             prefix = [phi]
             factors = []
@@ -407,6 +404,7 @@ class PairLattice:
             pieces, step, length = transform.pieces, transform.step, transform.hi - transform.lo
         else:
             base = np.ascontiguousarray(self._base(slice(0, rows), powers))
+        S = self._monomials()
         # away from p = 0 in both directions: rounding grows with the steps that are taken
         middle = min(max(-self.first, 0), rows)
         for sign, origin, count in ((1, middle, rows - middle), (-1, middle - 1, middle)):
@@ -414,7 +412,7 @@ class PairLattice:
                 turned = np.array([float(sign), 1.0])
                 first = abs(self.first + origin)
                 walk_pair(
-                    self._generators(sign, first), first, origin, sign, count, self.limits, self._walked, explicit,
+                    self._generators(S, sign, first), first, origin, sign, count, self.limits, self._walked, explicit,
                     across * turned[:, None], along, start, atoms, masses, rotate, *tables, self._phases * turned, pieces, step,
                     length, base, *out,
                 )  # fmt: skip

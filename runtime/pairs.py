@@ -229,9 +229,11 @@ class Pairs:
         return seconds * count, min(memory * count, max(_KEPT_BYTES, memory))
 
     def forget(self) -> None:
-        """Drop the oldest sums, should they take too much memory."""
-        while len(self._lattices) > 1 and sum(x.bytes for x in self._lattices.values()) > _KEPT_BYTES:
-            self._lattices.pop(next(iter(self._lattices)))
+        """Drop sums, should they take too much memory: the newest, since who goes through all pairs again begins with the
+        oldest."""
+        total = sum(lattice.bytes for lattice in self._lattices.values())
+        while len(self._lattices) > 1 and total > _KEPT_BYTES:
+            total -= self._lattices.popitem()[1].bytes
 
 
 def _tol(level: int) -> float:

@@ -33,7 +33,7 @@ _MOST_POINTS = 1 << 16  # on which a smooth psi is looked at
 _AT_ONCE = 1 << 17  # points whose waves are held at once
 
 
-def _waves(angle: Array) -> ComplexArray:
+def waves(angle: Array) -> ComplexArray:
     """exp(i angle); sine and cosine of real arrays are vectorised, exponentials of complex ones are not."""
     out = np.empty(angle.shape, dtype=np.complex128)
     out.real, out.imag = np.cos(angle), np.sin(angle)
@@ -125,7 +125,7 @@ class PsiTransform:
         if points:
             return self._by_trapezoids(center, theta, alpha, powers, points)
         beta, _, psi, F = self.nodes(turns)
-        phase = _waves(center[:, None] + np.multiply.outer(theta, beta) + np.multiply.outer(alpha, psi))
+        phase = waves(center[:, None] + np.multiply.outer(theta, beta) + np.multiply.outer(alpha, psi))
         return np.stack([(phase * psi**power) @ F.T for power in range(powers)])
 
     def points(self, turns: float) -> int:
@@ -145,7 +145,7 @@ class PsiTransform:
                 window = 0.5 * erfc(6.0 * (np.abs(2 * x - 1) - 0.8) / 0.2)
                 parts = [
                     np.abs(np.fft.fft(g * window)) / fine
-                    for g in (_waves(turn * psi / self.steepness), (psi / self.largest) ** 2)
+                    for g in (waves(turn * psi / self.steepness), (psi / self.largest) ** 2)
                 ]
                 size = np.maximum(*parts)
                 size[1 : fine // 2] += size[: fine // 2 : -1]  # both signs
@@ -160,12 +160,12 @@ class PsiTransform:
         beta = self.lo + (self.hi - self.lo) * np.arange(points) / points
         psi = self.at(beta)
         k = np.arange(-self.modes, self.modes + 1)
-        ends = _waves(np.asarray(-self.step * self.lo * k, dtype=np.float64)) / points
+        ends = waves(np.asarray(-self.step * self.lo * k, dtype=np.float64)) / points
         out = np.empty((powers, len(center), len(k)), dtype=np.complex128)
         height = max(1, _AT_ONCE // points)
         for start in range(0, len(center), height):
             rows = slice(start, start + height)
-            wave = _waves(
+            wave = waves(
                 center[rows, None] + np.multiply.outer(theta[rows], beta) + np.multiply.outer(alpha[rows], psi)
             )
             for power in range(powers):

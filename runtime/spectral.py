@@ -36,7 +36,9 @@ from elbotree.runtime.pairs import Pairs, PairTerm
 
 Array = NDArray[np.float64]
 
-_COMPILE_FROM = 100_000  # pairs times sources times digits cubed: n = 8 at tol 1e-4 is below, n = 8 at 1e-6 above
+_COMPILE_FROM = (
+    400_000  # pairs times sources times digits cubed: n = 8 is below at any tolerance, n = 16 at tol 1e-4 above
+)
 _TAIL_SHARE = 0.003  # of tol, for the mass outside a coordinate's range: bounds on tails are looser than those on modes
 _AT_ONCE = 64  # pairs that are walked between two looks at the memory that their sums take
 
