@@ -403,8 +403,29 @@ def _periods(
     P} below.
     """
     d = len(boxes)
-    points, moved = [], []
+    points, moved, K = _tilts(law, boxes, c, hessian, axes)
+    steps, volume = np.empty((d, d)), 0.0
+    logs = np.full((2, d), -np.inf)
     for j in range(d):
+        over = _over(law, boxes, points[j], K[j])
+        reach = (over - target) / np.abs(moved[j])
+        best = [
+            int(side[np.argmin(reach[side])]) for side in (np.flatnonzero(moved[j] < 0), np.flatnonzero(moved[j] > 0))
+        ]
+        period = max(*(float(reach[i]) for i in best), 3.0 * math.sqrt(float(axes[:, j] @ hessian @ axes[:, j])))
+        logs[:, j] = [over[i] - abs(moved[j][i]) * period for i in best]
+        steps[:, j] = axes[:, j] * (2 * math.pi / period)
+        volume += math.log(period)
+    left, right = (float(np.logaddexp.reduce(side)) for side in logs)
+    return steps, volume, (left, right)
+
+
+def _tilts(
+    law: SourceSum, boxes: Sequence[Window], c: Array, hessian: Array, axes: Array
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """Points s = c + t axes_j for Chernoff bounds, the t, and K(s), for each axis."""
+    points, moved = [], []
+    for j in range(len(boxes)):
         t = np.concatenate([-_OFFSETS[::-1], _OFFSETS]) / math.sqrt(float(axes[:, j] @ hessian @ axes[:, j]))
         for sign in (-1.0, 1.0):  # as far as half lines allow: there s must not become negative
             down = [
@@ -417,23 +438,27 @@ def _periods(
         points.append(c[:, None] + np.multiply.outer(axes[:, j], t))
         moved.append(t)
     K = np.split(law.log_mgf(np.concatenate(points, axis=1)), np.cumsum([len(m) for m in moved])[:-1])
+    return points, moved, K
+
+
+def _over(law: SourceSum, boxes: Sequence[Window], points: Array, K: Array) -> Array:
+    """log of Chernoff's bound at each point, times the number of neighbours."""
     # a point's density adds 1 / (sqrt(2 pi) tau), tau its noise given the noise of the others
     precision = np.diag(np.linalg.inv(law.noise))
     dense = sum(0.5 * math.log(p / (2 * math.pi)) if w.point else 0.0 for p, w in zip(precision, boxes, strict=True))
-    steps, volume = np.empty((d, d)), 0.0
-    logs = np.full((2, d), -np.inf)
-    for j in range(d):
-        over = K[j] + sum(w.log_edge(row) for w, row in zip(boxes, points[j], strict=True)) + dense + math.log(3**d)
-        reach = (over - target) / np.abs(moved[j])
-        best = [
-            int(side[np.argmin(reach[side])]) for side in (np.flatnonzero(moved[j] < 0), np.flatnonzero(moved[j] > 0))
-        ]
-        period = max(*(float(reach[i]) for i in best), 3.0 * math.sqrt(float(axes[:, j] @ hessian @ axes[:, j])))
-        logs[:, j] = [over[i] - abs(moved[j][i]) * period for i in best]
-        steps[:, j] = axes[:, j] * (2 * math.pi / period)
-        volume += math.log(period)
-    left, right = (float(np.logaddexp.reduce(side)) for side in logs)
-    return steps, volume, (left, right)
+    edges = sum(w.log_edge(row) for w, row in zip(boxes, points, strict=True))
+    return np.asarray(K + edges + dense + math.log(3 ** len(boxes)))
+
+
+def alias_of(law: SourceSum, boxes: Sequence[Window], c: Array, steps: Array) -> float:
+    """log of a bound on the aliases of other boxes than the one that a lattice was made for, with its steps."""
+    sizes = np.linalg.norm(steps, axis=0)
+    points, moved, K = _tilts(law, boxes, c, law.cumulants(c)[2], steps / sizes)
+    logs = []
+    for j, size in enumerate(sizes):
+        reached = _over(law, boxes, points[j], K[j]) - np.abs(moved[j]) * (2 * math.pi / float(size))
+        logs += [float(reached[moved[j] < 0].min()), float(reached[moved[j] > 0].min())]
+    return float(np.logaddexp.reduce(logs))
 
 
 def _ellipsoid(noise: Array, steps: Array, target: float) -> tuple[NDArray[np.int64], Array, float]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from elbotree.runtime.boxes import LEAST_TOL, Window, box_estimate, box_probability, lattice, moved_by, saddle
+from elbotree.runtime.boxes import LEAST_TOL, Window, alias_of, box_estimate, box_probability, lattice, moved_by, saddle
 from elbotree.runtime.errors import ToleranceError, UnsupportedError
 from elbotree.runtime.models import Layer
 from elbotree.runtime.psi_transform import finite_psi
@@ -503,7 +503,7 @@ class _Panels:
         saddles = [saddle(law, ready, None if sign < 0 else self.saddle) for ready in likely]
         sizes = [value - 0.5 * float(np.linalg.slogdet(hessian)[1]) for _, value, hessian in saddles]
         middle, c = likely[int(np.argmax(sizes))], saddles[int(np.argmax(sizes))][0]
-        made, aliases = lattice(law, middle, c, target)
+        made, _ = lattice(law, middle, c, target)
         y = made.y
         plain = made.phi * made.weights * made.cell
         shared = all(w.half_line or w.point for w in middle)  # then nodes of b differ in a phase only
@@ -531,7 +531,9 @@ class _Panels:
             drift = max(drift, above)
         widths = sum(w.log_transform(float(v))[0] for w, v in zip(middle, c, strict=True)) - _edges(middle, c)
         truncation = scale + math.log(made.truncation + 1e-300) + widths
-        alias = float(np.logaddexp.reduce([*aliases, truncation])) + drift
+        # windows move from node to node, and aliases with them: the panel's ends and its middle tell the worst
+        aliases = max(alias_of(law, ready, c, made.steps) for ready in tried)
+        alias = float(np.logaddexp(aliases, truncation + drift))
         return _OnPanel(scale, values, alias, -math.inf, noise, y.shape[1])
 
 

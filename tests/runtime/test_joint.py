@@ -327,6 +327,19 @@ class TestThroughPsi:
         for q in (np.quantile(rows, 0.9), rows.max() + 0.4):
             check(et.joint(made, tight, self.V).tail(q, 1e-9), log_tail(made, tight, self.V, q, panels=800), 1e-9)
 
+    @pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-6])
+    def test_a_loose_tolerance_has_a_true_error_too(self, tol) -> None:
+        """Deep in the tail, with b much noisier than <v, y> given b, aliases grow from the middle of a panel to its ends."""
+        rng = np.random.default_rng(3)
+        narrow = et.FeatureModel(rng.normal(size=(3, 1)), [et.Bernoulli(0.3)], 0.2)
+        for seed, k in itertools.product(range(3), (3, 6, 9)):
+            made = layer("sigmoid", seed)
+            rows = made(narrow.sample(2000, rng)) @ self.V
+            q = float(rows.mean() + k * rows.std())
+            found = et.joint(made, narrow, self.V).tail(q, tol)
+            error = abs(math.expm1(float(found.log_value) - log_tail(made, narrow, self.V, q, panels=800)))
+            assert error <= float(found.relative_error) <= tol
+
     def test_what_is_nearly_certain_costs_nothing(self, model) -> None:
         """Far below everything P is 1 up to e^-1000 and less, whatever it would take to resolve that."""
         found = et.joint(layer("leaky_relu"), model, self.V).tail(-60.0, 1e-8)
