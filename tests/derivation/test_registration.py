@@ -177,6 +177,16 @@ def test_wrong_families_are_refused_with_the_reason(density, arguments, message)
     assert "wrong" not in family_names()
 
 
+def test_a_density_that_is_negative_between_the_first_looks_is_refused_by_the_check():
+    """The check integrates, and looks at every node: what the look before sympy's work misses does not get past it."""
+    log_density = sp.log(1 + 3 * C[0] * (BETA - sp.Rational(1, 2)))
+    known = {"mean": None, "variance": None, "entropy": None, "centre": sp.Integer(0), "spread": sp.Integer(1)}
+    interval = (sp.Integer(0), sp.Integer(1))
+    family = families.describe_density("dip", log_density, t=1, law="", support=interval, reach=(0.0, 1.0), **known)
+    with pytest.raises(InputError, match=r"family 'dip': its density at beta = .*, c = -7/5 is negative"):
+        check_family(family)
+
+
 @pytest.mark.parametrize("name", ["normal", "two words", "naïve", ""])
 def test_names_that_are_taken_or_no_identifiers(name):
     with pytest.raises(InputError, match="is taken or not an identifier"):
