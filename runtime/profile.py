@@ -261,6 +261,8 @@ class ProfileObjective:
         """The problem at x, the terms of its loss with their errors, and the gradient."""
         law, problem = self._problem(self.coordinates.unpack(np.asarray(x, dtype=np.float64)))
         terms = self.kernels.evaluate(law, problem)
+        if len(problem.encoder) == 0:  # nothing to move
+            return problem, terms, np.zeros(0)
         rows = [e.value for e in self.kernels.dL_dC(law, problem)]  # (t, n2 + 1) each, the last column for the bias
         own = [{name: float(e.value) for name, e in named.items()} for named in self.kernels.dL_domega(law, problem)]
         gradient = self.coordinates.pull_back(problem.encoder, [r[:, :-1] for r in rows], [r[:, -1] for r in rows], own)

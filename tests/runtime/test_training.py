@@ -166,10 +166,16 @@ def test_a_loss_without_lower_bound_ends_on_the_floor_and_says_so() -> None:
     assert "unbounded below" in fitted.message
 
 
-def test_more_features_than_sources() -> None:
+@pytest.mark.parametrize("features", [0, 2, 6])
+def test_more_or_fewer_features_than_sources(features: int) -> None:
     layer, p1 = relu_problem()
-    fitted = train(layer, p1, generate("relu", "tilted"), features=6, tol=1e-3, iterations=2, rounds=1)
-    assert fitted.problem.model.m == 6
+    fitted = train(layer, p1, generate("relu", "tilted"), features=features, tol=1e-3, iterations=2, rounds=1)
+    assert fitted.problem.model.m == len(fitted.information) == features
+    if features == 0:  # a normal law with one deviation: the loss has a closed form
+        law = SpectralExpectations(layer, p1, et.Encoder([]), tol=1e-8)
+        first, second, _ = law.output.f_moments
+        variance = np.trace(second - np.outer(first, first)) / 3
+        assert fitted.terms["L"].value == pytest.approx(1.5 * np.log(2 * np.pi * np.e * variance), abs=1e-3)
 
 
 @pytest.mark.parametrize(
