@@ -25,7 +25,7 @@ Objective = Callable[[Array], tuple[float, Array] | None]
 
 _KEPT = 20  # pairs (s, y)
 _DECREASE, _CURVATURE = 1e-4, 0.9  # c1, c2
-_TRIALS, _REFUSED = 12, 4  # of one line search, and how many may fail before the first success
+_TRIALS, _REFUSED = 12, 3  # of one line search, and how many may fail before the first success
 _FIRST = 0.05  # the first step's length, relative to that of x
 
 
@@ -61,13 +61,16 @@ class Search:
 
 
 def advance(search: Search, objective: Objective, least: float = 0.0) -> Search | None:
-    """The search after one more accepted iteration, or None where no step along -H g or -g lowers the loss.
+    """The search after one more accepted iteration, or None where no step lowers the loss: along -H g, and where that fails
+    along what the last pair alone makes of it.
 
-    least: steps whose expected decrease is below it are not tried (the loss cannot tell them from its own error).
+    least: steps whose expected decrease is below it are not tried (the loss cannot tell them from its own error), but for the
+    first one of a search that remembers nothing and has no scale yet.
     """
     found = _along(search, search.direction(), objective, least)
-    if found is None and search.steps:  # what it remembers misleads: along the gradient itself
-        search = Search(search.x, search.loss, search.gradient)
+    if found is None and search.steps:  # what it remembers misleads
+        last = slice(-1, None) if len(search.steps) > 1 else slice(0)
+        search = Search(search.x, search.loss, search.gradient, search.steps[last], search.changes[last])
         found = _along(search, search.direction(), objective, least)
     if found is None:
         return None
@@ -89,7 +92,8 @@ def _along(search: Search, d: Array, objective: Objective, least: float) -> tupl
     low, high = (0.0, search.loss, slope), None
     best = None
     for tried in range(_TRIALS):
-        if -t * slope < least or (tried == _REFUSED and best is None):
+        promised = -t * slope >= least or not (tried or search.steps)
+        if not promised or (tried == _REFUSED and best is None):
             break
         x = search.x + t * d
         answer = objective(x)

@@ -253,7 +253,7 @@ class ProfileObjective:
 
     def _problem(self, encoder: Encoder) -> tuple[SpectralExpectations, Problem]:
         law = SpectralExpectations(
-            self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=100 * self.tol, threads=THREADS
+            self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=10 * self.tol, threads=THREADS
         )
         return law, Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
 

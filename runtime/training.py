@@ -307,7 +307,8 @@ class _Run:
             other = self._objective(based)
             answer = _Trial(other)(other.x0)
             if answer is not None and answer[0] < search.loss:
-                attempt.encoder, state.search = based, Search(other.x0, *answer)
+                attempt.encoder = based
+                state.search = Search(other.x0, *answer, search.steps, search.changes)
                 return
         state.turn, state.gained = 0, None
         if state.coarse and state.at + 1 < len(state.attempts):

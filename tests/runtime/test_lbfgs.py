@@ -78,10 +78,12 @@ def test_no_step_is_tried_that_promises_too_little() -> None:
         asked.append(x)
         return float(1e-9 * x @ x), 2e-9 * x
 
-    search = Search(np.ones(2), *flat(np.ones(2)))
+    search = Search(np.ones(2), *flat(np.ones(2)), [np.ones(2)] * 2, [2e-9 * np.ones(2)] * 2)
     asked.clear()
     assert advance(search, flat, least=1e-6) is None
     assert asked == []
+    assert advance(search, flat, least=1e-10) is not None
+    assert asked
 
 
 def test_noise_that_refuses_every_step_ends_it_soon() -> None:
@@ -92,9 +94,9 @@ def test_noise_that_refuses_every_step_ends_it_soon() -> None:
         asked.append(x)
         return 1.0 + 1e-3 * len(asked), np.ones(3)
 
-    search = Search(np.zeros(3), 1.0, np.ones(3), [np.ones(3)], [np.ones(3)])
+    search = Search(np.zeros(3), 1.0, np.ones(3), [np.ones(3)] * 2, [np.ones(3)] * 2)
     assert advance(search, contradictory) is None
-    assert len(asked) == 8
+    assert len(asked) == 6
 
 
 def test_only_so_many_pairs_are_kept_and_none_of_negative_curvature() -> None:
