@@ -274,7 +274,7 @@ class PairLattice:
     def bytes(self) -> int:
         """Memory that the boxes and the sums made so far take."""
         boxes = self.weights.nbytes + self.slack.nbytes + self.limits.nbytes + self._walked.nbytes
-        return boxes + (0 if self._sums is None else int(sum(x.nbytes for x in self._sums)))
+        return int(boxes + (0 if self._sums is None else sum(x.nbytes for x in self._sums)))
 
     def _shape(self, vectors: bool) -> tuple[int, int, int, int, int]:
         """powers, rows, columns, K, and the number of sources that are not merged."""
