@@ -73,10 +73,16 @@ class PsiTransform:
     @cached_property
     def steepness(self) -> float:
         """max |psi'| over the range, jumps left out."""
-        grid = np.linspace(self.lo, self.hi, 1025)
-        slopes = np.abs(np.diff(self.at(grid))) / (grid[1] - grid[0])
-        for b in self.breaks:
-            slopes[(grid[:-1] <= b) & (b <= grid[1:])] = 0.0
+        # The neighbourhood of a break is left out: jumps, and slopes that are infinite there. It is small against what lies
+        # between the break and the next one, or the end of the range, so that this is seen however short it is.
+        ends = [self.lo, *self.breaks, self.hi]
+        gaps = np.diff(ends)
+        apart = np.minimum(0.25 * np.minimum(gaps[:-1], gaps[1:]), (self.hi - self.lo) / 1024)
+        sides = [x for b, d in zip(self.breaks, apart, strict=True) for x in (b - d, b + d)]
+        grid = np.unique(np.concatenate([np.linspace(self.lo, self.hi, 1025), sides]))
+        slopes = np.abs(np.diff(self.at(grid))) / np.diff(grid)
+        for b, d in zip(self.breaks, apart, strict=True):
+            slopes[(grid[:-1] >= b - d) & (grid[1:] <= b + d)] = 0.0
         return max(1e-12, float(slopes.max()))
 
     @cached_property

@@ -120,6 +120,15 @@ def test_steepness_leaves_jumps_out() -> None:
     assert PsiTransform(compile_psi("tanh"), BBAR, LO, HI, 3, 1e-8).steepness == pytest.approx(1.0, rel=1e-4)
 
 
+def test_a_kink_close_to_the_end_of_the_range() -> None:
+    """b spends less than a thousandth of its range beyond the kink, where psi is not constant all the same."""
+    lo, hi = -30.383, 4.1322
+    transform = PsiTransform(compile_psi("relu"), -4.1057, lo, hi, 12, 1e-8)
+    assert transform.steepness == pytest.approx(1.0)
+    _, weights, psi, _ = transform.nodes(1.0)
+    assert weights @ psi == pytest.approx((hi - 4.1057) ** 2 / 2, rel=1e-9)
+
+
 def test_psi_that_is_not_finite_is_refused() -> None:
     with (
         np.errstate(over="ignore"),
