@@ -17,7 +17,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -589,20 +590,24 @@ class SpectralExpectations:
     def _in_threads(
         self, term: Callable[[_Task], PairTerm], walk: Callable[[PairTerm], _Result], tasks: Sequence[_Task]
     ) -> Iterator[tuple[_Task, PairTerm, _Result]]:
-        """The term of each pair, and what `walk` makes of it: terms in order, since pairs share series and lattices that the first
-        to ask chooses, then the walks, in threads where the loops are compiled. Those hold no lock and share no sums: the bits
-        do not depend on how many threads there are. Old sums that take too much memory are forgotten on the way."""
-        for start in range(0, len(tasks), _AT_ONCE):
-            batch = tasks[start : start + _AT_ONCE]
-            terms = [term(task) for task in batch]
-            results = [walk(terms[0])]  # compiles the loops and fills the tables that the others share
-            if self._compiled and self._threads > 1 and len(batch) > 2:
-                with ThreadPoolExecutor(self._threads) as pool:
-                    results += pool.map(walk, terms[1:])
-            else:
-                results += [walk(made) for made in terms[1:]]
-            self.pairs.forget()
-            yield from zip(batch, terms, results, strict=True)
+        """The term of each pair, and what `walk` makes of it. Terms are made here and in order, since pairs share series and
+        lattices that the first to ask chooses; where the loops are compiled threads walk them meanwhile, which hold no lock and
+        share no sums: the bits do not depend on how many threads there are. Old sums that take too much memory are forgotten on
+        the way."""
+        threaded = self._compiled and self._threads > 1 and len(tasks) > 2
+        pool = ThreadPoolExecutor(self._threads) if threaded else None
+        with pool or nullcontext():
+            for start in range(0, len(tasks), _AT_ONCE):
+                batch = tasks[start : start + _AT_ONCE]
+                terms, walks = [], []
+                for i, task in enumerate(batch):
+                    made = term(task)
+                    terms.append(made)
+                    # the first walk compiles the loops and fills the tables that the others share
+                    walks.append(walk(made) if pool is None or start + i == 0 else pool.submit(walk, made))
+                results = [found.result() if isinstance(found, Future) else found for found in walks]
+                self.pairs.forget()
+                yield from zip(batch, terms, results, strict=True)
 
     def _linear_rows(self, gs: Sequence[Integrand], partners: Sequence[tuple[float, ...] | None]) -> list[Estimate]:
         """E[g F] for each g, where some partner is linear in its c (and so needs no lattice of the pair)."""
