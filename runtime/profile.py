@@ -39,10 +39,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-#: Threads of the engine in training. Pairs of features share series that the first pair to ask for chooses: with several
-#: threads the last digits would depend on which comes first, and a fit must give the same bytes each time.
-THREADS = 1
-
 
 class TrainingKernels(Protocol):
     """What training needs of a generated kernel module."""
@@ -252,9 +248,7 @@ class ProfileObjective:
         return self._problem(self.coordinates.unpack(np.asarray(x, dtype=np.float64)))[1]
 
     def _problem(self, encoder: Encoder) -> tuple[SpectralExpectations, Problem]:
-        law = SpectralExpectations(
-            self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=10 * self.tol, threads=THREADS
-        )
+        law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=10 * self.tol)
         return law, Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
 
     def evaluate(self, x: Array) -> tuple[Problem, dict[str, Estimate], Array]:

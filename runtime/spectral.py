@@ -642,7 +642,8 @@ class SpectralExpectations:
         combined = weights @ functionals
         size = np.append(self.output.f_size, 1.0)
         scale = max(1.0, float(size.max()))
-        share = self.gradient_tol / (scale * min(float(len(hs)), 3 * len(hs) ** 0.5))
+        partners = max(1, len(hs))
+        share = self.gradient_tol / (scale * min(float(partners), 3 * partners**0.5))
         tails, spreads = np.zeros(len(gs)), np.zeros(len(gs))
         waiting: list[_Task] = []
         for i, g in enumerate(gs):

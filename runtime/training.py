@@ -27,7 +27,6 @@ from elbotree.runtime.lbfgs import Search, advance
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
 from elbotree.runtime.priors import Bernoulli, Normal
 from elbotree.runtime.profile import (
-    THREADS,
     EncoderCoordinates,
     ProfileObjective,
     TrainingKernels,
@@ -225,7 +224,7 @@ class _Run:
 
     def problem_of(self, attempt: Attempt) -> Problem:
         """The attempt's encoder with its best decoder and priors."""
-        law = SpectralExpectations(self.layer, self.p1, attempt.encoder, tol=0.3 * self.tol, threads=THREADS)
+        law = SpectralExpectations(self.layer, self.p1, attempt.encoder, tol=0.3 * self.tol)
         return Problem(self.layer, self.p1, best_model(law, self.kernels, attempt.encoder, self.floor), attempt.encoder)
 
     def leg(self) -> None:
@@ -424,7 +423,7 @@ def information(kernels: TrainingKernels, problem: Problem, tol: float) -> Array
 def pruned(kernels: TrainingKernels, problem: Problem, keep: Sequence[int], tol: float, floor: float) -> Problem:
     """The problem with the features `keep` alone, their decoder, priors and sigma2 at the best for them."""
     encoder = Encoder([problem.encoder[j] for j in keep])
-    law = SpectralExpectations(problem.layer, problem.input, encoder, tol=0.3 * tol, threads=THREADS)
+    law = SpectralExpectations(problem.layer, problem.input, encoder, tol=0.3 * tol)
     return Problem(problem.layer, problem.input, best_model(law, kernels, encoder, floor), encoder)
 
 
