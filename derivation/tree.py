@@ -231,7 +231,8 @@ def _integrand_law(integrand: Expr) -> JointLaw:
     lattice = nt.t * len(indices) + (1 if pushed or uses_b else 0)
     projections = (*(sympy.Symbol(f"c_{index}") for index in indices), *((nt.b,) if uses_b else ()))
     beside = len(set(linear)) if indices or uses_b else 0
-    return JointLaw(projections, linear, sympy.sympify(lattice), sympy.sympify(lattice + beside))
+    size = sympy.Integer(0) + lattice
+    return JointLaw(projections, linear, size, size + beside)
 
 
 def _feature_indices(expression: Expr) -> list[Expr]:
