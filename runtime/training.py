@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elbotree.runtime.checkpoints import Attempt, Step, Training
-from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
+from elbotree.runtime.errors import InputError, ToleranceError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.lbfgs import Search, advance
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
@@ -339,7 +339,7 @@ class _Trial:
     def __call__(self, x: Array) -> tuple[float, Array] | None:
         try:
             problem, terms, gradient = self.objective.evaluate(x)
-        except (UnsupportedError, ToleranceError) as error:
+        except (InputError, ToleranceError) as error:  # also a step so long that a precision is infinite
             logger.info("a trial step was shortened: %s", error)
             return None
         self._seen[x.tobytes()] = (problem, terms)

@@ -25,7 +25,7 @@ from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_
 from elbotree.runtime.spectral import SpectralExpectations
 from elbotree.runtime.starts import binned, binned_samples, pursued, random_encoder
 from elbotree.runtime.storage import MODEL
-from elbotree.runtime.training import time_left, train
+from elbotree.runtime.training import _Trial, time_left, train
 
 
 def entropy(priors: list[tuple[list[float], list[float]]], std: float) -> float:
@@ -461,3 +461,14 @@ def test_two_features_in_nearly_one_direction_need_a_start_at_two_thresholds() -
     assert more.kept.name.startswith("random encoder")
     entropy, _ = entropy_and_cross_entropy(layer, p1, more.problem.model)
     assert more.terms["L"].value >= entropy - more.terms["L"].error
+
+
+def test_a_step_beyond_what_doubles_hold_is_shortened() -> None:
+    """A step in the logarithm of a precision that ends at infinity is a trial that failed, not a fit that failed."""
+
+    class Far:
+        def evaluate(self, x: np.ndarray) -> None:
+            et.Posterior("tilted", [[4.0]], [0.0], precision=float(np.exp(x[0])), base=Bernoulli(0.3))
+
+    with np.errstate(over="ignore"):
+        assert _Trial(Far())(np.array([1e4])) is None  # type: ignore[arg-type]
