@@ -69,7 +69,8 @@ class Period:
 
 @dataclass(frozen=True)
 class Series:
-    """ghat(p), p = -P..P; `dropped` bounds what cutting there and sampling g add to any E g(c); `largest` is max |g|."""
+    """ghat(p), p = -P..P; `dropped` estimates what cutting there and sampling g add to any E g(c), modes being counted as
+    independent; `largest` is max |g|."""
 
     coefficients: ComplexArray
     dropped: float

@@ -421,7 +421,8 @@ class PairLattice:
     # ------------------------------------------------------------------ what a function of the pair asks
 
     def error(self, coefficients: ComplexArray) -> float:
-        """A bound on what the lattice leaves out of, or gets wrong in, a sum with these coefficients."""
+        """What the lattice leaves out of, or gets wrong in, a sum with these coefficients: `_SPREAD` standard deviations of modes
+        that turn independently, or the sum over all of them, a bound, where that is less."""
         parts = np.abs(coefficients) * self.slack
         return min(float(parts.sum()), float(_SPREAD * np.sqrt((parts**2).sum())))
 
