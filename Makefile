@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := elbotree derivation codegen runtime
 CHECKED := $(SOURCES) tests examples docs $(wildcard benchmarks)
 
-.PHONY: demo test browser docs pages package figures check format bench mutate clean help
+.PHONY: demo test faults browser docs pages package figures check format bench mutate clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -34,6 +34,9 @@ demo: $(VENV)/.installed-sklearn  ## learn a layer of a small digits network and
 
 test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/.installed-test  ## kill runs 200 times each, flip every byte of checkpoints, fill disks (minutes; disks need root)
+	ELBOTREE_KILLS=200 ELBOTREE_FLIPS=-1 $(BIN)/python -m pytest tests/stress/test_faults.py -rsP
 
 browser: $(VENV)/.installed-browser-test  ## test the report in a real browser (needs chromium and its driver)
 	$(BIN)/python -m pytest tests/browser -rs

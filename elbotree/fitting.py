@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from elbotree.runtime.encoding import bound, draw, encode
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.joint import Joint
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
-from elbotree.runtime.storage import CFG, MODEL, load_folder, read_array, read_json, save_folder
+from elbotree.runtime.storage import CFG, MODEL, ArrayFiles, load_folder, read_json, save_folder
 from elbotree.runtime.training import DEAD, information, loss_terms, pruned, train
 from elbotree.runtime.values import Term, Values
 
@@ -213,7 +214,7 @@ def fit(
     names = (
         [q.family for q in encoder] if encoder is not None else [family] if isinstance(family, str) else list(family)
     )
-    keep = state = None
+    place = None
     if checkpoint is not None:
         start = None if encoder is None else encoder_form(encoder)
         settings = {
@@ -232,30 +233,33 @@ def fit(
         count = features if features is not None else len(p1.priors) + 1
         largest = count * (2 * layer.n2 + 3) * (8 * 42 + 25 * starts) + 800 * iterations * rounds * (starts + 2)
         place = CheckpointFolder(checkpoint, settings, largest)
-        if place.holds_one and not resume:
-            raise InputError(
-                f"{checkpoint} holds a checkpoint; go on from it with resume=True (--resume), or give another folder"
-            )
-        state, keep = place.load(), place.save
     elif resume:
         raise InputError("`resume` needs `checkpoint`, the folder to go on from")
-    found = train(
-        layer,
-        p1,
-        generate(layer.psi, names or "tilted"),
-        features=features,
-        family=family,
-        tol=tol,
-        iterations=iterations,
-        rounds=rounds,
-        prior=prior,
-        starts=starts,
-        encoder=encoder,
-        noise_floor=noise_floor,
-        progress=progress,
-        checkpoint=keep,
-        resume=state,
-    )
+    with contextlib.nullcontext() if place is None else place.held():
+        state = None
+        if place is not None:
+            if place.holds_one and not resume:
+                raise InputError(
+                    f"{checkpoint} holds a checkpoint; go on from it with resume=True (--resume), or give another folder"
+                )
+            state = place.load()
+        found = train(
+            layer,
+            p1,
+            generate(layer.psi, names or "tilted"),
+            features=features,
+            family=family,
+            tol=tol,
+            iterations=iterations,
+            rounds=rounds,
+            prior=prior,
+            starts=starts,
+            encoder=encoder,
+            noise_floor=noise_floor,
+            progress=progress,
+            checkpoint=None if place is None else place.save,
+            resume=state,
+        )
     seconds = found.history[-1].seconds if found.history else None
     values = Values.of(found.terms, tol=tol, seconds=seconds)
     reports = tuple(StartReport(a.name, a.loss, a.iterations, a.message, a is found.kept) for a in found.starts)
@@ -335,7 +339,7 @@ def read_layer_and_input(path: str | Path) -> tuple[Layer, FeatureModel]:
 def _length(w: object, folder: Path) -> int:
     """How many coordinates the layer's output has; 1 where w cannot tell, for the reader to say what is wrong."""
     if isinstance(w, Mapping):
-        return max(1, read_array(w, "`layer.w`", folder).size)
+        return max(1, ArrayFiles(folder).array(w, "`layer.w`").size)
     return max(1, len(w)) if isinstance(w, list) else 1
 
 

@@ -25,7 +25,7 @@ from elbotree.runtime.errors import InputError
 from elbotree.runtime.importance import SampledTail, sampled_tail
 from elbotree.runtime.models import FeatureModel, Layer, Problem
 from elbotree.runtime.problem_json import FORMAT as PROBLEM_FORMAT
-from elbotree.runtime.storage import CFG, load_folder, read_array, read_json, save_folder
+from elbotree.runtime.storage import CFG, ArrayFiles, load_folder, read_json, save_folder
 
 FORMAT = "elbotree-chain/1"
 
@@ -152,7 +152,7 @@ def read_input(path: str | Path) -> FeatureModel:
     if not isinstance(form, dict):
         raise InputError(f"{path}: it must be an object with the key `input`, a feature model as in a problem's file")
     folder, B = Path(path).parent, form.get("B")
-    rows = read_array(B, "`input.B`", folder) if isinstance(B, dict) else B
+    rows = ArrayFiles(folder).array(B, "`input.B`") if isinstance(B, dict) else B
     n = len(rows) if isinstance(rows, list | np.ndarray) and len(rows) else 1
     # an identity layer and an empty model keep the strict reader's checks of everything that is there
     layer = {"A": np.eye(n), "w": np.zeros(n), "u": np.zeros(n), "psi": "identity"}

@@ -12,6 +12,7 @@ one hidden layer do not read each other, so that the first hidden layer keeps it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -221,22 +222,24 @@ def build_chain(
         "seed": seed,
     }
     folder = _folder(checkpoint, resume, layers, p1, {**settings, "samples": samples})
-    truth = _Truth(p1, check_samples, seed)
-    if method in ("fit", "cov-prop"):
-        maker = _Maker(layers, p1, kernels, method, tol, features, iterations, noise_floor, folder, truth)
-        step = maker.step
-    else:
-        step = _Baseline(p1, method, samples, seed).step
     drift: list[Drift | None] = []
     found: list[Done] = []
-    for i, layer in enumerate(layers):
-        truth.through(layer)
-        done, new = step(i, layer)
-        drift.append(truth.drift(done.model))
-        found.append(done)
-        logger.info("layer %d of %d: %d features", i + 1, len(layers), done.model.m)
-        if progress is not None and new:
-            progress(i + 1, done.model)
+    with contextlib.nullcontext() if folder is None else folder.held():
+        _refuse_to_overwrite(folder, resume)
+        truth = _Truth(p1, check_samples, seed)
+        if method in ("fit", "cov-prop"):
+            maker = _Maker(layers, p1, kernels, method, tol, features, iterations, noise_floor, folder, truth)
+            step = maker.step
+        else:
+            step = _Baseline(p1, method, samples, seed).step
+        for i, layer in enumerate(layers):
+            truth.through(layer)
+            done, new = step(i, layer)
+            drift.append(truth.drift(done.model))
+            found.append(done)
+            logger.info("layer %d of %d: %d features", i + 1, len(layers), done.model.m)
+            if progress is not None and new:
+                progress(i + 1, done.model)
     seconds = time.perf_counter() - begun
     models, losses = tuple(done.model for done in found), tuple(done.loss for done in found)
     notes = _notes(found, method, features, noise_floor)
@@ -250,12 +253,14 @@ def _folder(
         if resume:
             raise InputError("`resume` needs `checkpoint`, the folder to go on from")
         return None
-    folder = ChainFolder(checkpoint, layers, p1, settings)
-    if folder.holds_one and not resume:
+    return ChainFolder(checkpoint, layers, p1, settings)
+
+
+def _refuse_to_overwrite(folder: ChainFolder | None, resume: bool) -> None:
+    if folder is not None and folder.holds_one and not resume:
         raise InputError(
-            f"{checkpoint} holds a checkpoint; go on from it with resume=True (--resume), or give another folder"
+            f"{folder.folder} holds a checkpoint; go on from it with resume=True (--resume), or give another folder"
         )
-    return folder
 
 
 def _notes(found: Sequence[Done], method: str, features: int | None, noise_floor: float) -> tuple[str, ...]:

@@ -3,9 +3,10 @@ the training under way in the layer after them. A run that goes on from it ends 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from elbotree.runtime.checkpoints import CheckpointFolder, fingerprint
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import FeatureModel, Layer
-from elbotree.runtime.storage import CFG, check_writable, load_folder, save_folder
+from elbotree.runtime.storage import CFG, FolderLock, check_writable, load_folder, remove_litter, save_folder
 
 Array = NDArray[np.float64]
 
-FORMAT = "elbotree-chain-checkpoint/1"
+FORMAT = "elbotree-chain-checkpoint/2"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ class ChainFolder:
 
     def _place(self, i: int) -> Path:
         return self.folder / f"layer-{i + 1:05d}"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder against other processes, and remove what killed ones left half-written. Raises InputError where
+        another run holds it."""
+        with FolderLock(self.folder):
+            for place in (self.folder, *self.folder.glob("layer-*"), *self.folder.glob("layer-*/training/**")):
+                remove_litter(place)
+            yield
 
     @property
     def holds_one(self) -> bool:

@@ -7,10 +7,11 @@ it is whole, and no more is lost than the iteration under way.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from numpy.typing import NDArray
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.lbfgs import Search
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior
-from elbotree.runtime.storage import CFG, check_writable, load_folder, save_folder
+from elbotree.runtime.storage import CFG, FolderLock, check_writable, load_folder, remove_litter, save_folder
 
 Array = NDArray[np.float64]
 
-FORMAT = "elbotree-checkpoint/2"
+FORMAT = "elbotree-checkpoint/3"
 _PLAIN = ("tol", "at", "coarse", "leg", "turn", "gained", "elapsed", "message")  # what JSON holds as it is
 _SLOTS = ("a", "b")  # written in turns: a save that is cut off leaves the other one whole
 
@@ -119,6 +120,15 @@ class CheckpointFolder:
                 f"{self.folder}: the disk has {free / 1e6:,.0f} MB free; the checkpoints of this fit may take "
                 f"{3 * largest / 1e6:,.0f} MB, so free some or choose another place"
             )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder against other processes, and remove what killed ones left half-written. Raises InputError where
+        another run holds it."""
+        with FolderLock(self.folder):
+            for place in (self.folder, *(self.folder / slot for slot in _SLOTS)):
+                remove_litter(place)
+            yield
 
     @property
     def holds_one(self) -> bool:

@@ -11,7 +11,7 @@ from elbotree.runtime.activations import Activation
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
 from elbotree.runtime.prior_base import nearest
-from elbotree.runtime.storage import read_array
+from elbotree.runtime.storage import ArrayFiles
 
 T = TypeVar("T")
 
@@ -37,9 +37,11 @@ def problem_from_dict(data: object, folder: Path | None) -> Problem:
     if top["format"] != FORMAT:
         raise InputError(f"`format` is {top['format']!r}; this version reads {FORMAT!r}")
 
+    files = None if folder is None else ArrayFiles(folder)
+
     def part(value: object, where: str, keys: Mapping[str, bool]) -> dict[str, Any]:
         fields = _object(value, f"`{where}`", keys)
-        return {key: _array(item, f"{where}.{key}", folder) if key in _ARRAYS else item for key, item in fields.items()}
+        return {key: _array(item, f"{where}.{key}", files) if key in _ARRAYS else item for key, item in fields.items()}
 
     def at(where: str, make: Callable[..., T], fields: dict[str, Any]) -> T:
         for name, item in fields.items():
@@ -86,15 +88,15 @@ def _object(value: object, where: str, keys: Mapping[str, bool]) -> dict[str, An
     return dict(value)
 
 
-def _array(value: object, where: str, folder: Path | None) -> object:
+def _array(value: object, where: str, files: ArrayFiles | None) -> object:
     """An array as it stands, or read from the file beside the problem that it names."""
     if not isinstance(value, Mapping):
         return value
-    if folder is None:
+    if files is None:
         raise InputError(
             f"`{where}` refers to a file, and the problem was not read from one; use Problem.load, or `folder`"
         )
-    return read_array(value, f"`{where}`", folder)
+    return files.array(value, f"`{where}`")
 
 
 def problem_to_dict(problem: Problem) -> dict[str, Any]:

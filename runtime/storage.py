@@ -5,13 +5,16 @@ here ever unpickles or executes what it reads."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,10 +25,16 @@ from elbotree.runtime.errors import InputError
 Array = NDArray[np.float64]
 
 JSON_LIMIT = 256 * 2**20  # bytes of one JSON file
-ARRAY_LIMIT = 4 * 2**30  # bytes of one safetensors file
+LIST_LIMIT = (
+    4_000_000  # lists and objects in one JSON text: each takes some sixty bytes of memory, and only two of text
+)
+ARRAY_LIMIT = 4 * 2**30  # bytes of one safetensors file, and of its arrays as float64
 CFG = "cfg.json"
 MODEL = "model.safetensors"
 DIGEST = "model_sha256"  # the key of cfg.json that ties the two files together
+OWN_DIGEST = "cfg_sha256"  # the key of cfg.json that ties it to itself
+LOCK = ".lock"
+_PROBE = "writable"
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -54,13 +63,13 @@ def read_bytes(path: str | Path, limit: int, *, follow_links: bool = True) -> by
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def read_json(path: str | Path, limit: int = JSON_LIMIT) -> Any:
+def read_json(path: str | Path, limit: int = JSON_LIMIT, *, follow_links: bool = True) -> Any:
     """The JSON value in a file, read strictly.
 
     Refused with one line that names the place: a missing, empty, binary, non-UTF-8 or oversized file, a syntax error
     (line and column), a key twice in one object, NaN, Infinity and numbers beyond the range of float64.
     """
-    content = read_bytes(path, limit)
+    content = read_bytes(path, limit, follow_links=follow_links)
     if not content.strip():
         raise InputError(f"{path} is empty; it must hold one JSON object")
     if b"\0" in content:
@@ -75,6 +84,11 @@ def read_json(path: str | Path, limit: int = JSON_LIMIT) -> Any:
 
 def parse_json(text: str, where: str) -> Any:
     """The JSON value in `text`, as strictly as `read_json`; `where` opens every message."""
+
+    if (count := text.count("[") + text.count("{")) > LIST_LIMIT:
+        raise InputError(
+            f"{where} has {count:,} opening brackets; the limit is {LIST_LIMIT:,}, so give large arrays as safetensors"
+        )
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
@@ -115,23 +129,37 @@ def _line_of_repeat(text: str, key: str) -> str:
     return f", line {text[: text.rfind(quoted)].count(chr(10)) + 1}" if text.count(quoted) == 2 else ""
 
 
-def read_array(reference: Mapping[str, Any], where: str, folder: Path) -> Array:
-    """The array that {"file": "weights.safetensors", "key": "A"} names, as float64.
+class ArrayFiles:
+    """The safetensors files beside a problem file in `folder`; each is read once, however many arrays come from it."""
 
-    `file` is a plain name beside the problem file in `folder`: no folders, no "..", no absolute path, no link.
-    """
-    for given in reference:
-        if given not in ("file", "key"):
-            raise InputError(f"{where} has the key {given!r}; an array in a file has the keys 'file' and 'key'")
-    name, key = reference.get("file"), reference.get("key")
-    if not isinstance(name, str) or not isinstance(key, str):
-        raise InputError(f'{where} must be {{"file": "weights.safetensors", "key": "A"}}, two texts')
-    if not name or name in (".", "..") or any(mark in name for mark in ("/", "\\", ":", "\0")):
-        raise InputError(f"{where}.file is {name!r}; it must be the name of a file beside the problem file, no path")
-    arrays = parse_arrays(read_bytes(folder / name, ARRAY_LIMIT, follow_links=False), f"{where}.file {name!r}")
-    if key not in arrays:
-        raise InputError(f"{where}.key is {key!r}, which {name} does not hold; it holds {', '.join(sorted(arrays))}")
-    return arrays[key]
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read: dict[str, dict[str, Array]] = {}
+
+    def array(self, reference: Mapping[str, Any], where: str) -> Array:
+        """The array that {"file": "weights.safetensors", "key": "A"} names, as float64.
+
+        `file` is a plain name: no folders, no "..", no absolute path, no link.
+        """
+        for given in reference:
+            if given not in ("file", "key"):
+                raise InputError(f"{where} has the key {given!r}; an array in a file has the keys 'file' and 'key'")
+        name, key = reference.get("file"), reference.get("key")
+        if not isinstance(name, str) or not isinstance(key, str):
+            raise InputError(f'{where} must be {{"file": "weights.safetensors", "key": "A"}}, two texts')
+        if not name or name in (".", "..") or any(mark in name for mark in ("/", "\\", ":", "\0")):
+            raise InputError(
+                f"{where}.file is {name!r}; it must be the name of a file beside the problem file, no path"
+            )
+        if name not in self._read:
+            content = read_bytes(self.folder / name, ARRAY_LIMIT, follow_links=False)
+            self._read[name] = parse_arrays(content, f"{where}.file {name!r}")
+        arrays = self._read[name]
+        if key not in arrays:
+            raise InputError(
+                f"{where}.key is {key!r}, which {name} does not hold; it holds {', '.join(sorted(arrays))}"
+            )
+        return arrays[key]
 
 
 def parse_arrays(content: bytes, where: str) -> dict[str, Array]:
@@ -147,6 +175,8 @@ def parse_arrays(content: bytes, where: str) -> dict[str, Array]:
     for name, array in raw.items():
         if array.dtype.kind not in "fiu":
             raise InputError(f"{where} holds {name!r} of type {array.dtype}; it must be of a float or integer type")
+    if (size := 8 * sum(array.size for array in raw.values())) > ARRAY_LIMIT:
+        raise InputError(f"{where} holds {size:,} bytes of numbers as float64; the limit is {ARRAY_LIMIT:,}")
     return {name: np.asarray(array, dtype=np.float64) for name, array in raw.items()}
 
 
@@ -207,7 +237,7 @@ def check_writable(folder: str | Path) -> None:
         place = place.parent
     if not place.is_dir():
         raise InputError(f"{folder}: {place} is a file; give the path of a folder")
-    probe = place / f".writable.{secrets.token_hex(6)}.tmp"
+    probe = place / f".{_PROBE}.{secrets.token_hex(6)}.tmp"
     try:
         probe.write_bytes(bytes(1 << 16))
         probe.unlink()
@@ -218,12 +248,70 @@ def check_writable(folder: str | Path) -> None:
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
+class FolderLock:
+    """The hold of one process on a folder that it writes to, from `with` to its end; the system lets go of it when the
+    process ends, however that comes about.
+
+    Raises InputError on entry where another process (or another run in this one) holds the folder. On file systems without
+    locks it holds nothing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written: {error.strerror or error}; choose another") from None
+        try:
+            _lock(descriptor)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                os.close(descriptor)
+                raise InputError(
+                    f"{self.folder} is in use by another run; wait until it ends, or give another folder"
+                ) from None
+        self._descriptor = descriptor
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+if sys.platform == "win32":
+
+    def _lock(descriptor: int) -> None:
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+else:
+
+    def _lock(descriptor: int) -> None:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_litter(folder: str | Path) -> None:
+    """Remove what writes into `folder` left behind that were cut off by a kill. Only for who holds the folder."""
+    for name in (CFG, MODEL, _PROBE):
+        for path in Path(folder).glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def save_folder(folder: str | Path, cfg: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Save cfg.json and model.safetensors. cfg.json comes last and holds the other's SHA-256 under "model_sha256"."""
+    """Save cfg.json and model.safetensors. cfg.json comes last and holds the other's SHA-256 under "model_sha256", and under
+    "cfg_sha256" that of all the rest of itself (of its value: how the text is laid out does not matter)."""
     from safetensors.numpy import save
 
-    if DIGEST in cfg:
-        raise InputError(f"cfg has the key {DIGEST!r}, which the folder format keeps for itself; rename it")
+    for key in (DIGEST, OWN_DIGEST):
+        if key in cfg:
+            raise InputError(f"cfg has the key {key!r}, which the folder format keeps for itself; rename it")
     check_writable(folder)
     folder = Path(folder)
     try:
@@ -231,21 +319,39 @@ def save_folder(folder: str | Path, cfg: Mapping[str, Any], arrays: Mapping[str,
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror or error}; choose another place") from None
     content = save({name: np.array(array, dtype=np.float64, order="C") for name, array in arrays.items()})
-    text = _json_bytes({**cfg, DIGEST: hashlib.sha256(content).hexdigest()}, folder / CFG)
+    whole = {**cfg, DIGEST: hashlib.sha256(content).hexdigest()}
+    text = _json_bytes({**whole, OWN_DIGEST: _value_digest(whole, folder / CFG)}, folder / CFG)
     write_atomic(folder / MODEL, content)
     write_atomic(folder / CFG, text)
 
 
+def _value_digest(value: Mapping[str, Any], path: Path) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys and the layout of its text."""
+    try:
+        text = json.dumps(value, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; only finite numbers can be written") from None
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def load_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(cfg, arrays) of a folder that `save_folder` wrote; refuses one whose two files are not of the same save."""
+    """(cfg, arrays) of a folder that `save_folder` wrote; refuses one whose two files are not of the same save, or in which
+    anything was changed since. Neither file may be a link."""
     folder = Path(folder)
     if not folder.is_dir():
         kind = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {kind}; give the folder that holds {CFG} and {MODEL}")
-    cfg = read_json(folder / CFG)
-    if not isinstance(cfg, dict) or not isinstance(cfg.get(DIGEST), str):
-        raise InputError(f"{folder / CFG} has no {DIGEST!r}, so it is not the {CFG} of a saved model")
-    content = read_bytes(folder / MODEL, ARRAY_LIMIT)
+    cfg = read_json(folder / CFG, follow_links=False)
+    for key in (DIGEST, OWN_DIGEST):
+        if not isinstance(cfg, dict) or not isinstance(cfg.get(key), str):
+            raise InputError(f"{folder / CFG} has no {key!r}, so it is not the {CFG} of a saved model")
+    own = cfg.pop(OWN_DIGEST)
+    if _value_digest(cfg, folder / CFG) != own:
+        raise InputError(
+            f"{folder / CFG} does not match its own SHA-256; it is damaged or was changed by hand, so restore it, or save "
+            "again"
+        )
+    content = read_bytes(folder / MODEL, ARRAY_LIMIT, follow_links=False)
     digest = cfg.pop(DIGEST)
     if hashlib.sha256(content).hexdigest() != digest:
         raise InputError(

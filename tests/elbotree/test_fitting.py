@@ -16,6 +16,7 @@ from elbotree.cli import _step_text, main
 from elbotree.fitting import Fit
 from elbotree.runtime.checkpoints import Step
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.storage import load_folder, save_folder
 
 
 @pytest.fixture
@@ -185,8 +186,8 @@ def test_a_fit_is_read_back_with_its_starts_and_information(crowded: Fit, tmp_pa
 )
 def test_a_cfg_that_does_not_fit_is_refused(crowded: Fit, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     crowded.save(tmp_path)
-    place = tmp_path / "cfg.json"
-    place.write_text(json.dumps({**json.loads(place.read_text()), **change}))
+    cfg, arrays = load_folder(tmp_path)
+    save_folder(tmp_path, {**cfg, **change}, arrays)
     with pytest.raises(InputError, match=message):
         et.load(tmp_path)
 

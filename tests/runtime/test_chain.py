@@ -15,6 +15,7 @@ from elbotree.runtime.chain_checkpoints import Loss
 from elbotree.runtime.characteristic import LinearLaw
 from elbotree.runtime.drift import measure_drift
 from elbotree.runtime.propagation import Propagation, gaussian, propagate, to_model
+from elbotree.runtime.storage import load_folder, save_folder
 
 rng0 = np.random.default_rng(7)
 
@@ -306,7 +307,7 @@ def test_a_law_survives_to_model() -> None:
 def test_a_damaged_chain_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "chain"
     et.fit_network([unit_layer(3, "relu")], mixed_input()).save(folder)
-    cfg = folder / "cfg.json"
-    cfg.write_text(cfg.read_text().replace('"models"', '"model"'))
+    cfg, arrays = load_folder(folder)
+    save_folder(folder, {name: value for name, value in cfg.items() if name != "models"}, arrays)
     with pytest.raises(et.InputError, match=r"is not the cfg.json of a chain: KeyError at 'models'"):
         et.load(folder)

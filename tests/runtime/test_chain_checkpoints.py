@@ -10,7 +10,7 @@ import pytest
 
 import elbotree as et
 from elbotree.runtime.checkpoints import CheckpointFolder
-from elbotree.runtime.storage import CFG, MODEL
+from elbotree.runtime.storage import MODEL, load_folder, save_folder
 
 
 class Cut(Exception):
@@ -114,7 +114,8 @@ def test_refusals(tmp_path: Path) -> None:
         et.fit_network(
             layers[1:], layers_input(layers, p1), checkpoint=tmp_path, resume=True, check_samples=500, features=3
         )
-    (tmp_path / "layer-00001" / CFG).write_text((tmp_path / "layer-00001" / CFG).read_text().replace("block", "lock"))
+    cfg, arrays = load_folder(tmp_path / "layer-00001")
+    save_folder(tmp_path / "layer-00001", {name: value for name, value in cfg.items() if name != "block"}, arrays)
     with pytest.raises(et.InputError, match=r"is damaged \('block'\); remove .*layer-00001"):
         chain(tmp_path, resume=True)
 

@@ -62,30 +62,30 @@ def test_good_json_and_a_byte_order_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../w.safetensors", "/etc/passwd", "sub/w.safetensors", "..", "a\\b", "", "c:w"])
 def test_arrays_come_only_from_beside_the_problem(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"x\.file is .*; it must be the name of a file beside the problem file"):
-        storage.read_array({"file": name, "key": "A"}, "x", tmp_path)
+        storage.ArrayFiles(tmp_path).array({"file": name, "key": "A"}, "x")
 
 
 def test_array_references(tmp_path: Path) -> None:
     save_file({"A": np.eye(2, dtype=np.float32), "n": np.arange(3)}, tmp_path / "w.safetensors")
-    found = storage.read_array({"file": "w.safetensors", "key": "A"}, "x", tmp_path)
+    found = storage.ArrayFiles(tmp_path).array({"file": "w.safetensors", "key": "A"}, "x")
     assert found.dtype == np.float64
     assert found.tolist() == [[1, 0], [0, 1]]
-    assert storage.read_array({"file": "w.safetensors", "key": "n"}, "x", tmp_path).tolist() == [0, 1, 2]
+    assert storage.ArrayFiles(tmp_path).array({"file": "w.safetensors", "key": "n"}, "x").tolist() == [0, 1, 2]
     with pytest.raises(InputError, match=r"x\.key is 'B', which w\.safetensors does not hold; it holds A, n"):
-        storage.read_array({"file": "w.safetensors", "key": "B"}, "x", tmp_path)
+        storage.ArrayFiles(tmp_path).array({"file": "w.safetensors", "key": "B"}, "x")
     with pytest.raises(InputError, match=r"x has the key 'extra'"):
-        storage.read_array({"file": "w.safetensors", "key": "A", "extra": 1}, "x", tmp_path)
+        storage.ArrayFiles(tmp_path).array({"file": "w.safetensors", "key": "A", "extra": 1}, "x")
     with pytest.raises(InputError, match=r"x must be \{\"file\""):
-        storage.read_array({"file": 3, "key": "A"}, "x", tmp_path)
+        storage.ArrayFiles(tmp_path).array({"file": 3, "key": "A"}, "x")
     (tmp_path / "link").symlink_to(tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"link is a link; put the file itself there"):
-        storage.read_array({"file": "link", "key": "A"}, "x", tmp_path)
+        storage.ArrayFiles(tmp_path).array({"file": "link", "key": "A"}, "x")
     (tmp_path / "junk").write_bytes(b"not safetensors at all")
     with pytest.raises(InputError, match=r"x\.file 'junk' cannot be read as safetensors"):
-        storage.read_array({"file": "junk", "key": "A"}, "x", tmp_path)
+        storage.ArrayFiles(tmp_path).array({"file": "junk", "key": "A"}, "x")
     save_file({"A": np.array([True])}, tmp_path / "flags")
     with pytest.raises(InputError, match=r"holds 'A' of type bool"):
-        storage.read_array({"file": "flags", "key": "A"}, "x", tmp_path)
+        storage.ArrayFiles(tmp_path).array({"file": "flags", "key": "A"}, "x")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
