@@ -59,6 +59,12 @@ def _steps(count: int, degree: int) -> Array:
     return np.array([float(sum(comb(i, d) for d in range(degree + 1))) for i in range(count)])
 
 
+@lru_cache(maxsize=64)
+def _step_table(count: int) -> Array:
+    """`_steps` of each degree from 2 on, (.., count)."""
+    return np.array([_steps(count, d) for d in range(2, _HIGHEST + 1)])
+
+
 @lru_cache(maxsize=1024)
 def _amplification(first: int, shape: tuple[int, int]) -> Array:
     """How much the steps from mode to mode amplify rounding, for each degree from 2 on and each mode of a box that begins at
@@ -73,13 +79,6 @@ def _amplification(first: int, shape: tuple[int, int]) -> Array:
 def _exponents(m: int) -> tuple[Array, Array]:
     """0..m, and the binomials of m."""
     return np.arange(m + 1.0)[:, None], np.array([float(comb(m, a)) for a in range(m + 1)])[:, None]
-
-
-@lru_cache(maxsize=16)
-def _triangle(R: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All (a, b) with a + b <= R."""
-    a, b = np.nonzero(np.add.outer(np.arange(R + 1), np.arange(R + 1)) <= R)
-    return a, b
 
 
 def _loads(m: int, A: Array, B: Array) -> Array:
@@ -111,7 +110,9 @@ class BLaw:
         self.along = self.b_step @ law.loadings
         self.weak = WeakSources(law, self.b_step, self.b_modes, self.over_k)
         self.costs = np.array([_ATOMS * len(p.atoms[0]) if p.continuous_weight == 0.0 else _TABLE for p in law.priors])
-        self._by_monomial = _BINOMIAL[:, None] * np.where(self.weak.usable, self.weak.sizes[_C + _D], 0.0)
+        # what |p A|^c |q B|^d of a source is multiplied by in a bound on its part of the exponent
+        self.by_monomial: Array = np.zeros((ORDERS, ORDERS, len(law.priors)))
+        self.by_monomial[_C, _D] = _BINOMIAL[:, None] * np.where(self.weak.usable, self.weak.sizes[_C + _D], 0.0)
         self._sides: dict[int, tuple[Axis, _Side]] = {}
 
     def merge(
@@ -123,7 +124,7 @@ class BLaw:
         p_powers = np.abs(first + np.arange(weight.shape[0])).astype(float)[:, None] ** exponents
         q_powers = np.arange(weight.shape[1]).astype(float)[:, None] ** exponents
         moments = self.norm * _SPREAD * np.sqrt((p_powers**2).T @ weight**2 @ q_powers**2)
-        parts = self._by_monomial * (np.abs(A) ** exponents[:, None])[_C] * (np.abs(B) ** exponents[:, None])[_D]
+        parts = self.by_monomial[_C, _D] * (np.abs(A) ** exponents[:, None])[_C] * (np.abs(B) ** exponents[:, None])[_D]
         by_degree = np.add.reduceat(parts * moments[_C, _D][:, None], _STARTS, axis=0)
         by_degree[:, ~self.weak.usable] = np.inf  # also where the pair does not see it: there is no log phi_i to add
         beyond = by_degree[::-1].cumsum(axis=0)[::-1]  # beyond[m]: degrees m and up
@@ -180,6 +181,75 @@ class _Side:
         return _Side(delta * c.v, delta * v, delta * (v @ shared.law.loadings), psi, shift)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Which modes of a box a lattice walks, how far along k, and with which sources merged.
+
+    first (row, column 0 of the walked part), limits and walked (rows, columns): how far |k| goes, -1 for modes left out, and
+    which modes are wanted; degree and merged (m,): of the polynomial; slack (2P + 1, Q + 1): what may be missing per unit of
+    |coefficient|.
+    """
+
+    first: int
+    limits: NDArray[np.int64]
+    walked: Array
+    degree: int
+    merged: NDArray[np.bool_]
+    slack: Array
+
+
+def _plan(shared: BLaw, one: _Side, two: _Side, weights: Array, tol: float) -> _Plan:
+    """The plan by which a sum with these absolute weights misses at most tol."""
+    P, Q = weights.shape[0] // 2, weights.shape[1] - 1
+    plain = np.array([one.plain, two.plain])
+    noise = plain @ shared.law.noise @ plain.T
+    if shared.compiled:
+        from elbotree.runtime import pair_loops
+
+        plan_pair: Any = pair_loops.plan_pair
+        return _Plan(
+            *plan_pair(
+                weights, noise, np.array([one.shift, two.shift]), tol, shared.tail, one.sources, two.sources,
+                shared.by_monomial, shared.weak.usable, shared.costs, _step_table(max(P, Q) + 1), shared.norm,
+                shared.unit, _SPREAD, _DEGREE,
+            )
+        )  # fmt: skip
+    p, q = np.arange(-P, P + 1)[:, None], np.arange(Q + 1)[None, :]
+    gauss = np.exp(-0.5 * (noise[0, 0] * p**2 + noise[1, 1] * q**2 + 2 * noise[0, 1] * p * q))
+    gauss *= (q > 0) | (p >= 0)
+    size = weights * gauss
+    off_center = np.ceil(np.abs(p * one.shift + q * two.shift)).astype(np.int64)
+    # the smallest weights that add up to at most a quarter of tol are not walked
+    flat = np.sort(size, axis=None)
+    least = flat[min(int(np.searchsorted(_SPREAD * np.sqrt(np.cumsum(flat**2)), 0.25 * tol)), len(flat) - 1)]
+    walked = (size >= least) & (gauss > 0)
+    count = max(1, int(walked.sum()))
+    with np.errstate(divide="ignore"):
+        allowed = np.where(walked, 0.25 * tol / (_SPREAD * count**0.5 * np.maximum(size, 1e-300)), np.inf)
+    limits = len(shared.tail) - np.searchsorted(shared.tail[::-1], allowed, side="right")
+    limits = np.where(walked, np.minimum(limits + off_center, shared.b_modes), -1)
+    # a step in q multiplies what stands at the last one: no mode may walk further than those before it
+    limits = np.maximum.accumulate(limits[:, ::-1], axis=1)[:, ::-1]
+    rows = np.nonzero(limits[:, 0] >= 0)[0]
+    columns = int((limits >= 0).sum(axis=1).max(initial=1))
+    first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (P, P)
+    part = slice(first, last + 1), slice(columns)
+    inner = np.ascontiguousarray(limits[part], dtype=np.int64)
+    whole = size[part] * (inner >= 0)
+    for _ in range(61):
+        degree, merged, remainder = shared.merge(one.sources, two.sources, whole, first - P, 0.25 * tol)
+        if np.all(remainder[inner >= 0] <= 1.0):
+            break
+        tol *= 0.1  # far from the origin, where weights are small, the series must not run away either
+    tail = shared.tail[np.maximum(inner - off_center[part], 0)]
+    rounding = shared.unit * _amplification(first - P, inner.shape)[degree - 2]
+    missing = gauss[part] * (tail + shared.norm * np.expm1(np.minimum(remainder, 1.0)) + rounding)
+    slack = gauss.copy()
+    slack[part] = np.where(inner >= 0, missing, gauss[part])
+    walked_part = np.where((inner >= 0) & (gauss[part] > 0), 1.0, 0.0)
+    return _Plan(first, inner, walked_part, degree, merged, slack)
+
+
 class PairLattice:
     """The sums of one pair, on a box of modes p = -P..P, q = 0..Q with one of each (n, -n).
 
@@ -190,45 +260,16 @@ class PairLattice:
     def __init__(self, shared: BLaw, a: Axis, b: Axis, weights: Array, tol: float) -> None:
         self.shared, self.law = shared, shared.law
         self.weights, self.tol = weights, tol
-        P, Q = weights.shape[0] // 2, weights.shape[1] - 1
         one, two = shared.side(a), shared.side(b)
-        self._V = np.array([one.step, two.step])
-        plain = np.array([one.plain, two.plain])
-        noise = plain @ self.law.noise @ plain.T
-        p, q = np.arange(-P, P + 1)[:, None], np.arange(Q + 1)[None, :]
-        gauss = np.exp(-0.5 * (noise[0, 0] * p**2 + noise[1, 1] * q**2 + 2 * noise[0, 1] * p * q))
-        gauss *= (q > 0) | (p >= 0)
-        size = weights * gauss
-        off_center = np.ceil(np.abs(p * one.shift + q * two.shift)).astype(np.int64)
-        # the smallest weights that add up to at most a quarter of tol are not walked
-        flat = np.sort(size, axis=None)
-        least = flat[min(int(np.searchsorted(_SPREAD * np.sqrt(np.cumsum(flat**2)), 0.25 * tol)), len(flat) - 1)]
-        walked = (size >= least) & (gauss > 0)
-        count = max(1, int(walked.sum()))
-        with np.errstate(divide="ignore"):
-            allowed = np.where(walked, 0.25 * tol / (_SPREAD * count**0.5 * np.maximum(size, 1e-300)), np.inf)
-        limits = len(shared.tail) - np.searchsorted(shared.tail[::-1], allowed, side="right")
-        limits = np.where(walked, np.minimum(limits + off_center, shared.b_modes), -1)
-        # a step in q multiplies what stands at the last one: no mode may walk further than those before it
-        limits = np.maximum.accumulate(limits[:, ::-1], axis=1)[:, ::-1]
-        rows = np.nonzero(limits[:, 0] >= 0)[0]
-        columns = int((limits >= 0).sum(axis=1).max(initial=1))
-        first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (P, P)
-        part = slice(first, last + 1), slice(columns)
-        self._part = part
-        self.first = first - P
-        self.limits = np.ascontiguousarray(limits[part], dtype=np.int64)
-        self._walked = np.where((self.limits >= 0) & (gauss[part] > 0), 1.0, 0.0)
+        plan = _plan(shared, one, two, weights, tol)
+        self.limits, self._walked, self.slack = plan.limits, plan.walked, plan.slack
+        self.degree, self.merged = plan.degree, plan.merged
+        rows, columns = self.limits.shape
+        self.first = plan.first - weights.shape[0] // 2
+        self._part = slice(plan.first, plan.first + rows), slice(columns)
         self.reach = int(self.limits.max(initial=0))
+        self._V = np.array([one.step, two.step])
         self.A, self.B = one.sources, two.sources
-        whole = size[part] * (self.limits >= 0)
-        self.degree, self.merged, remainder = shared.merge(self.A, self.B, whole, self.first, 0.25 * tol)
-        for _ in range(60):
-            if np.all(remainder[self.limits >= 0] <= 1.0):
-                break
-            # far from the origin, where weights are small, the series must not run away either
-            tol *= 0.1
-            self.degree, self.merged, remainder = shared.merge(self.A, self.B, whole, self.first, 0.25 * tol)
         self.points = int((2 * self.limits + 1).clip(min=0).sum())
         if self.points * (1.0 + int((~self.merged).sum())) > MAX_POINTS:
             raise UnsupportedError(
@@ -236,11 +277,6 @@ class PairLattice:
                 f"{int((~self.merged).sum())} sources, about {self.seconds():.0f} s a pair; loosen tol, raise input.noise_std, or "
                 "use fewer encoder parameters per integrand"
             )
-        tail = shared.tail[np.maximum(self.limits - off_center[part], 0)]
-        rounding = shared.unit * _amplification(self.first, self.limits.shape)[self.degree - 2]
-        inside = gauss[part] * (tail + shared.norm * np.expm1(np.minimum(remainder, 1.0)) + rounding)
-        self.slack = gauss.copy()
-        self.slack[part] = np.where(self.limits >= 0, inside, gauss[part])
         self._phases: Array = np.stack([one.psi, two.psi], axis=1)
         self._sums: tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray] | None = None
 
@@ -289,15 +325,9 @@ class PairLattice:
 
     def _monomials(self) -> ComplexArray:
         """S[a, b, k], the coefficient of p^a q^b in the exponent of the noise and the merged sources, for |k| <= reach."""
-        weak, R = self.shared.weak, self.degree
-        middle = self.shared.b_modes
-        c = weak.coefficients[: R + 1, self.merged, middle - self.reach : middle + self.reach + 1]
-        A, B = self.A[self.merged], self.B[self.merged]
-        out = np.zeros((R + 1, R + 1, c.shape[2]), dtype=np.complex128)
-        for m in range(R + 1):
-            index = np.arange(m + 1)
-            out[index, m - index] = (_loads(m, A, B) @ c[m].view(np.float64)).view(np.complex128)
+        R, begin = self.degree, self.shared.b_modes - self.reach
         k = np.arange(-self.reach, self.reach + 1)
+        out = np.zeros((R + 1, R + 1, len(k)), dtype=np.complex128)
         steps = np.array([*self._V, self.shared.b_step])
         noise = steps @ self.law.noise @ steps.T
         out[0, 0] -= 0.5 * noise[2, 2] * k**2
@@ -306,18 +336,17 @@ class PairLattice:
         out[2, 0] -= 0.5 * noise[0, 0]
         out[1, 1] -= noise[0, 1]
         out[0, 2] -= 0.5 * noise[1, 1]
-        return out
+        coefficients = self.shared.weak.coefficients
+        if self.shared.compiled:
+            from elbotree.runtime import pair_loops
 
-    def _generators(self, S: ComplexArray, sign: int, start: int) -> Array:
-        """Re and Im of exp(difference of order (a, b) of that exponent at (sign start, 0)), steps in p taken with this sign,
-        (2, R + 1, R + 1, K)."""
-        R = self.degree
-        of_p, of_q = _differences(R, start) * float(sign) ** np.arange(R + 1), _differences(R, 0)
-        exponent = np.matmul(of_q, (of_p @ S.reshape(R + 1, -1)).reshape(S.shape))
-        a, b = _triangle(R)
-        waves = np.exp(exponent[a, b])
-        out = np.empty((2, *S.shape))
-        out[0, a, b], out[1, a, b] = waves.real, waves.imag
+            merged_polynomial: Any = pair_loops.merged_polynomial
+            return np.asarray(merged_polynomial(np.nonzero(self.merged)[0], self.A, self.B, coefficients, begin, out))
+        A, B = self.A[self.merged], self.B[self.merged]
+        for m in range(R + 1):
+            index = np.arange(m + 1)
+            c = coefficients[m, self.merged, begin : begin + len(k)]
+            out[index, m - index] += (_loads(m, A, B) @ c.view(np.float64)).view(np.complex128)
         return out
 
     def _base(self, rows: slice, powers: int) -> ComplexArray:
@@ -411,8 +440,9 @@ class PairLattice:
             if count > 0:
                 turned = np.array([float(sign), 1.0])
                 first = abs(self.first + origin)
+                of_p = _differences(self.degree, first) * float(sign) ** np.arange(self.degree + 1)
                 walk_pair(
-                    self._generators(S, sign, first), first, origin, sign, count, self.limits, self._walked, explicit,
+                    S, of_p, _differences(self.degree, 0), first, origin, sign, count, self.limits, self._walked, explicit,
                     across * turned[:, None], along, start, atoms, masses, rotate, *tables, self._phases * turned, pieces, step,
                     length, base, *out,
                 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""The inner loops of a pair's lattice, compiled by numba: what `pair_lattices.PairLattice` does in numpy, point by point.
+"""The inner loops of a pair's lattice, compiled by numba: what `pair_lattices` does in numpy, point by point. `plan_pair` says
+which points there are, `walk_pair` sums over them.
 
 One row of modes (p fixed, q = 0, 1, ..) at a time, as arrays over k, the frequencies of b, in the first-level cache. The
 merged sources are exp(T(p, q; k)), T a polynomial of degree R in (p, q): with the exponentials of its differences at
@@ -25,6 +26,235 @@ def _times(re: Any, im: Any, by_re: Any, by_im: Any, held: Any, lo: Any, hi: Any
         im[k] = re[k] * by_im[k] + im[k] * by_re[k]
     for k in range(lo, hi):
         re[k] = held[k]
+
+
+@_jit
+def _moments(weight: Any, first: int, orders: int) -> Any:
+    """sum over modes of (weight |p|^c |q|^d)^2, (orders, orders), p from `first` on."""
+    out = np.zeros((orders, orders))
+    of_q = np.empty(orders)
+    for row in range(weight.shape[0]):
+        of_q[:] = 0.0
+        for q in range(weight.shape[1]):
+            term, squared = weight[row, q] ** 2, float(q) ** 2
+            for d in range(orders):
+                of_q[d] += term
+                term *= squared
+        power, squared = 1.0, float(first + row) ** 2
+        for c in range(orders):
+            for d in range(orders - c):
+                out[c, d] += power * of_q[d]
+            power *= squared
+    return out
+
+
+@_jit
+def _merged(
+    A: Any, B: Any, weight: Any, first: int, budget: float, tables: Any, usable: Any, costs: Any, steps: Any,
+    norm: float, unit: float, spread: float, each: float,
+) -> Any:  # fmt: skip
+    """`BLaw.merge`: the degree, which sources are merged, and the remainder's exponent for each mode."""
+    orders, m = tables.shape[0], len(A)
+    highest = steps.shape[0] + 1
+    rows, columns = weight.shape
+    moments = _moments(weight, first, orders)
+    parts = np.zeros((orders, orders, m))
+    by_degree = np.zeros((orders, m))
+    A_powers, B_powers = np.ones((orders, m)), np.ones((orders, m))
+    for c in range(1, orders):
+        A_powers[c] = A_powers[c - 1] * np.abs(A)
+        B_powers[c] = B_powers[c - 1] * np.abs(B)
+    for c in range(orders):
+        for d in range(orders - c):
+            met = norm * spread * np.sqrt(moments[c, d])
+            for i in range(m):
+                parts[c, d, i] = tables[c, d, i] * A_powers[c, i] * B_powers[d, i]
+            for i in range(m):
+                by_degree[c + d, i] += parts[c, d, i] * met
+    for i in range(m):
+        if not usable[i]:
+            by_degree[:, i] = np.inf
+    last = by_degree[orders - 1].copy()
+    for degree in range(orders - 2, -1, -1):
+        by_degree[degree] += by_degree[degree + 1]
+    degree, least = 2, np.inf
+    merged = np.zeros(m, dtype=np.bool_)
+    for trial in range(2, highest + 1):
+        cost = each * trial
+        if trial > 2:
+            rounding = 0.0
+            for row in range(rows):
+                for q in range(columns):
+                    amplified = 1.0 + (steps[trial - 2, abs(first + row)] + steps[trial - 2, q]) / 8
+                    rounding += (amplified * weight[row, q]) ** 2
+            if unit * np.sqrt(rounding) > 0.2 * budget:
+                continue
+        left = by_degree[trial + 1] + last
+        order = np.argsort(left)
+        total, fitting = 0.0, 0
+        while fitting < m and total + left[order[fitting]] <= budget:
+            total += left[order[fitting]]
+            fitting += 1
+        for i in order[fitting:]:
+            cost += costs[i]
+        if cost < least:
+            degree, least = trial, cost
+            merged[:] = False
+            merged[order[:fitting]] = True
+    remainder = np.zeros((rows, columns))
+    table = np.zeros((orders, orders))
+    for c in range(orders):
+        for d in range(max(0, degree + 1 - c), orders - c):
+            for i in range(m):
+                if merged[i]:
+                    table[c, d] += parts[c, d, i]
+    of_q = np.empty(orders)
+    for row in range(rows):
+        p = float(abs(first + row))
+        for d in range(orders):
+            of_q[d] = 0.0
+            for c in range(orders - 1 - d, -1, -1):
+                of_q[d] = of_q[d] * p + table[c, d]
+        for q in range(columns):
+            value = 0.0
+            for d in range(orders - 1, -1, -1):
+                value = value * q + of_q[d]
+            remainder[row, q] = value
+    return degree, merged, remainder
+
+
+@_jit
+def plan_pair(
+    weights: Any, noise: Any, shifts: Any, tol: float, tail: Any, A: Any, B: Any, tables: Any, usable: Any, costs: Any,
+    steps: Any, norm: float, unit: float, spread: float, each: float,
+) -> Any:  # fmt: skip
+    """`pair_lattices._plan`, mode by mode: the first row and how many rows and columns are walked, limits, walked, degree,
+    merged, slack.
+
+    noise (2, 2) and shifts (2,): of the two sides' steps; tables (ORDERS, ORDERS, m): `BLaw.by_monomial`; steps (.., N):
+    `_steps` for each degree; each: cost of a degree.
+    """
+    height, width = weights.shape
+    P = height // 2
+    gauss = np.zeros((height, width))
+    for row in range(height):
+        p = row - P
+        for q in range(0 if p >= 0 else 1, width):
+            gauss[row, q] = np.exp(-0.5 * (noise[0, 0] * p * p + noise[1, 1] * q * q + 2 * noise[0, 1] * p * q))
+    size = weights * gauss
+    flat = np.sort(size.ravel())
+    total, i = 0.0, 0
+    while i < len(flat):
+        total += flat[i] ** 2
+        if spread * np.sqrt(total) >= 0.25 * tol:
+            break
+        i += 1
+    least = flat[min(i, len(flat) - 1)]
+    limits = np.full((height, width), -1, dtype=np.int64)
+    count = 0
+    for row in range(height):
+        for q in range(width):
+            if size[row, q] >= least and gauss[row, q] > 0.0:
+                count += 1
+    for row in range(height):
+        for q in range(width - 1, -1, -1):
+            if size[row, q] >= least and gauss[row, q] > 0.0:
+                allowed = 0.25 * tol / (spread * np.sqrt(count) * max(size[row, q], 1e-300))
+                off_center = int(np.ceil(abs((row - P) * shifts[0] + q * shifts[1])))
+                # the tail falls: the first place where it is at most what is allowed
+                lo, hi = 0, len(tail) - 1
+                while lo < hi:
+                    middle = (lo + hi) // 2
+                    if tail[middle] <= allowed:
+                        hi = middle
+                    else:
+                        lo = middle + 1
+                limits[row, q] = min(lo + off_center, len(tail) - 1)
+            if q < width - 1:
+                limits[row, q] = max(limits[row, q], limits[row, q + 1])
+    first, last, columns = height, -1, 1
+    for row in range(height):
+        if limits[row, 0] >= 0:
+            first, last = min(first, row), row
+            for q in range(columns, width):
+                if limits[row, q] >= 0:
+                    columns = q + 1
+    if last < 0:
+        first, last = P, P
+    inner = limits[first : last + 1, :columns].copy()
+    walked = np.zeros(inner.shape)
+    whole = np.zeros(inner.shape)
+    for row in range(inner.shape[0]):
+        for q in range(columns):
+            if inner[row, q] >= 0:
+                whole[row, q] = size[first + row, q]
+                walked[row, q] = 1.0 if gauss[first + row, q] > 0.0 else 0.0
+    for _ in range(61):
+        degree, merged, remainder = _merged(
+            A, B, whole, first - P, 0.25 * tol, tables, usable, costs, steps, norm, unit, spread, each
+        )
+        largest = 0.0
+        for row in range(inner.shape[0]):
+            for q in range(columns):
+                if inner[row, q] >= 0:
+                    largest = max(largest, remainder[row, q])
+        if largest <= 1.0:
+            break
+        tol *= 0.1  # far from the origin, where weights are small, the series must not run away either
+    slack = gauss
+    for row in range(inner.shape[0]):
+        for q in range(columns):
+            if inner[row, q] >= 0:
+                p = first + row - P
+                off_center = int(np.ceil(abs(p * shifts[0] + q * shifts[1])))
+                left = tail[max(inner[row, q] - off_center, 0)] + norm * np.expm1(min(remainder[row, q], 1.0))
+                amplified = 1.0 + (steps[degree - 2, abs(p)] + steps[degree - 2, q]) / 8
+                slack[first + row, q] *= left + unit * amplified
+    return first, inner, walked, degree, merged, slack
+
+
+@_jit
+def merged_polynomial(chosen: Any, A: Any, B: Any, coefficients: Any, begin: int, noise: Any) -> Any:
+    """S[a, b, k], (R+1, R+1, K): the coefficient of p^a q^b in the exponent of the sources `chosen`, added to that of the noise.
+    coefficients (ORDERS, m, ..) of `WeakSources`, the first of the K frequencies standing at `begin`."""
+    S = noise.copy()
+    R, K = S.shape[0] - 1, S.shape[2]
+    for m in range(R + 1):
+        for i in chosen:
+            c = coefficients[m, i]
+            binomial = 1.0
+            for a in range(m + 1):
+                load = binomial * A[i] ** a * B[i] ** (m - a)
+                to = S[a, m - a]
+                for k in range(K):
+                    to[k] += load * c[begin + k]
+                binomial *= (m - a) / (a + 1.0)
+    return S
+
+
+@_jit
+def _generators(S: Any, of_p: Any, of_q: Any) -> Any:
+    """Re and Im of exp(difference of order (a, b)), a + b <= R, of the polynomial with coefficients S, (2, R+1, R+1, K); of_p and
+    of_q (R+1, R+1): the differences of the powers 0..R in p and q, by rows."""
+    R, K = S.shape[0] - 1, S.shape[2]
+    out = np.zeros((2, R + 1, R + 1, K))
+    over_p, both = np.empty((R + 1, K), dtype=np.complex128), np.empty(K, dtype=np.complex128)
+    for a in range(R + 1):
+        over_p[:, :] = 0.0
+        for i in range(a, R + 1):
+            for b in range(R + 1 - i):
+                for k in range(K):
+                    over_p[b, k] += of_p[a, i] * S[i, b, k]
+        for b in range(R + 1 - a):
+            both[:] = 0.0
+            for i in range(b, R + 1 - a):
+                for k in range(K):
+                    both[k] += of_q[b, i] * over_p[i, k]
+            for k in range(K):
+                size = np.exp(both[k].real)
+                out[0, a, b, k] = size * np.cos(both[k].imag)
+                out[1, a, b, k] = size * np.sin(both[k].imag)
+    return out
 
 
 @_jit
@@ -105,7 +335,9 @@ def _linear_base(
 
 @_jit
 def walk_pair(
-    generators: Any,
+    S: Any,
+    of_p: Any,
+    of_q: Any,
     first: int,
     origin: int,
     sign: int,
@@ -136,7 +368,8 @@ def walk_pair(
     """The sums of a pair over k, for `count` rows of its box of modes (p, q): row `origin` first, its |p| being `first`, then on
     with |p| growing, in the direction of `sign`. All that is given a unit of p is given for a step in that direction.
 
-    generators (2, R+1, R+1, K): Re and Im of exp(difference of order (a, b) of T at (first, 0)), the noise in it too.
+    S (R+1, R+1, K): the coefficients of T, the noise in it too; of_p, of_q (R+1, R+1): the differences of the powers 0..R at
+    p = first (steps taken with `sign`) and q = 0.
     limits (rows, Q+1): how far |k| goes, not growing with q, -1 for modes that are left out; walked (rows, Q+1): 1 for
     modes that are wanted, else 0. chosen (E,): the sources that are not merged; across (2, E) their phases a unit of p and
     q, along (m,) a unit of k. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q; pieces (.., 4)
@@ -144,11 +377,11 @@ def walk_pair(
     X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K) = base_0 phi, by_source (E,
     rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
     """
-    order, K = generators.shape[1] - 1, generators.shape[3]
+    order, K = S.shape[0] - 1, S.shape[2]
     half, E, powers = K // 2, chosen.shape[0], X.shape[0]
     Q = limits.shape[1] - 1
     vectors = terms.shape[0] > 0
-    moving = generators.copy()
+    moving = _generators(S, of_p, of_q)
     g = np.empty((2, order + 1, K))
     factors, scratch = np.empty((E, 4, K)), np.empty(4)
     prefix = np.empty((E + 1, 2, K))
