@@ -1,8 +1,9 @@
 """The inner loops of a lattice walk, compiled by numba: what `characteristic.Lattice` does in numpy, without temporaries.
 
 One mode n at a time; for it, arrays over k (the frequencies of b) of every source's factor stay in the first-level
-cache, and each loop over k writes one array only: with two, the compiler would have to test more pairs of pointers for
-overlap than it is willing to, and would not vectorise. Atomic sources are sums of rotations, exact to rounding;
+cache. A loop over k vectorises where the compiler is willing to test the arrays that it writes against all others for
+overlap, which it is for eight pairs: two arrays written and three more read, or one written and any number read.
+Atomic sources are sums of rotations, exact to rounding;
 the others read quintic Hermite tables of phi. Modes are independent, so results do not depend on how they are divided
 among threads. The numpy walk is the reference for these loops, and what small problems use (compiling takes seconds).
 """
@@ -101,35 +102,57 @@ def _factor(
     lo: Any,
     hi: Any,
     out: Any,
+    e: Any,
     scratch: Any,
 ) -> None:
-    """Source i's factor over k in [lo, hi), lo >= 0: out[0], out[1] are Re and Im of phi, out[2], out[3] those of phi'."""
+    """Source i's factor over k in [lo, hi), lo >= 0: out[e, 0], out[e, 1] are Re and Im of phi, out[e, 2], out[e, 3] those of
+    phi'."""
     if table_row[i] < 0:
         for part in range(4 if slope else 2):
             for k in range(lo, hi):
-                out[part, k] = 0.0
+                out[e, part, k] = 0.0
         for a in range(start[i], start[i + 1]):
             x = atoms[a]
             c, s = masses[a] * np.cos(x * t0), masses[a] * np.sin(x * t0)
+            re, im, turn_re, turn_im = out[e, 0], out[e, 1], rotate[a, 0], rotate[a, 1]
             for k in range(lo, hi):
-                out[0, k] += c * rotate[a, 0, k] - s * rotate[a, 1, k]
-            for k in range(lo, hi):
-                out[1, k] += c * rotate[a, 1, k] + s * rotate[a, 0, k]
+                re[k] += c * turn_re[k] - s * turn_im[k]
+                im[k] += c * turn_im[k] + s * turn_re[k]
             if slope:
                 c, s = x * c, x * s
                 for k in range(lo, hi):
-                    out[2, k] -= c * rotate[a, 1, k] + s * rotate[a, 0, k]
-                for k in range(lo, hi):
-                    out[3, k] += c * rotate[a, 0, k] - s * rotate[a, 1, k]
+                    out[e, 2, k] -= c * rotate[a, 1, k] + s * rotate[a, 0, k]
+                    out[e, 3, k] += c * rotate[a, 0, k] - s * rotate[a, 1, k]
     else:
-        half = out.shape[1] // 2
+        half = out.shape[2] // 2
         for k in range(lo, hi):
             _interpolate(
                 tables, table_row[i], table_length[i], table_step[i], t0 + along * (np.int64(k) - half), scratch
             )
-            out[0, k], out[1, k] = scratch[0], scratch[1]
+            out[e, 0, k], out[e, 1, k] = scratch[0], scratch[1]
             if slope:
-                out[2, k], out[3, k] = scratch[2], scratch[3]
+                out[e, 2, k], out[e, 3, k] = scratch[2], scratch[3]
+
+
+@_jit
+def times(prefix: Any, e: Any, factors: Any, lo: Any, hi: Any) -> None:
+    """prefix[e + 1] = prefix[e] factors[e] over k in [lo, hi), Re and Im."""
+    re, im, by_re, by_im, to_re, to_im = (
+        prefix[e, 0], prefix[e, 1], factors[e, 0], factors[e, 1], prefix[e + 1, 0], prefix[e + 1, 1],
+    )  # fmt: skip
+    for k in range(lo, hi):
+        to_re[k] = re[k] * by_re[k] - im[k] * by_im[k]
+    for k in range(lo, hi):
+        to_im[k] = re[k] * by_im[k] + im[k] * by_re[k]
+
+
+@_jit
+def times_back(after: Any, factors: Any, e: Any, lo: Any, hi: Any) -> None:
+    """after *= factors[e] over k in [lo, hi), Re and Im."""
+    for k in range(lo, hi):
+        re = after[0, k] * factors[e, 0, k] - after[1, k] * factors[e, 1, k]
+        after[1, k] = after[0, k] * factors[e, 1, k] + after[1, k] * factors[e, 0, k]
+        after[0, k] = re
 
 
 @_jit
@@ -153,30 +176,25 @@ def walk_values(
     """X[q, n] = sum_k base[q, n, k] over_n[n] over_k[k] prod_i phi_i(t[n, i] + k along[i]), |k| <= limits[n]."""
     N, m = t.shape
     K = over_k.shape[0]
-    out, scratch = np.empty((4, K)), np.empty(4)
-    re, im, held = np.empty(K), np.empty(K), np.empty(K)
+    factors, prefix, scratch = np.empty((m, 4, K)), np.empty((m + 1, 2, K)), np.empty(4)
     for n in range(N):
         # unsigned bounds: an index that cannot be negative needs no check, and the loops vectorise
         lo, hi = np.uint64(K // 2 - limits[n]), np.uint64(K // 2 + limits[n] + 1)
         for k in range(lo, hi):
-            re[k] = over_n[n] * over_k[k]
-        im[:] = 0.0
+            prefix[0, 0, k] = over_n[n] * over_k[k]
+            prefix[0, 1, k] = 0.0
         for i in range(m):
             _factor(
                 i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, False, lo, hi,
-                out, scratch,
+                factors, i, scratch,
             )  # fmt: skip
-            for k in range(lo, hi):
-                held[k] = re[k] * out[0, k] - im[k] * out[1, k]
-            for k in range(lo, hi):
-                im[k] = re[k] * out[1, k] + im[k] * out[0, k]
-            re, held = held, re
+            times(prefix, i, factors, lo, hi)
         for q in range(base.shape[0]):
             total_re, total_im = 0.0, 0.0
             for k in range(lo, hi):
                 b_re, b_im = base[q, n, k].real, base[q, n, k].imag
-                total_re += b_re * re[k] - b_im * im[k]
-                total_im += b_re * im[k] + b_im * re[k]
+                total_re += b_re * prefix[m, 0, k] - b_im * prefix[m, 1, k]
+                total_im += b_re * prefix[m, 1, k] + b_im * prefix[m, 0, k]
             X[q, n] = total_re + 1j * total_im
 
 
@@ -206,26 +224,21 @@ def walk_moments(
     K = over_k.shape[0]
     half = K // 2
     factors, scratch = np.empty((m, 4, K)), np.empty(4)
-    prefix = np.empty((m + 1, 2, K))
-    after_re, after_im, held, x, y = np.empty(K), np.empty(K), np.empty(K), np.empty(K), np.empty(K)
+    prefix, after = np.empty((m + 1, 2, K)), np.empty((2, K))
     for n in range(N):
         # unsigned bounds: an index that cannot be negative needs no check, and the loops vectorise
         lo, hi = np.uint64(K // 2 - limits[n]), np.uint64(K // 2 + limits[n] + 1)
         for k in range(lo, hi):
             prefix[0, 0, k] = over_n[n] * over_k[k]
-        prefix[0, 1, :] = 0.0
-        after_re[:] = 1.0
-        after_im[:] = 0.0
+            prefix[0, 1, k] = 0.0
+        after[0] = 1.0
+        after[1] = 0.0
         for i in range(m):
-            out = factors[i]
             _factor(
                 i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, True, lo, hi,
-                out, scratch,
+                factors, i, scratch,
             )  # fmt: skip
-            for k in range(lo, hi):
-                prefix[i + 1, 0, k] = prefix[i, 0, k] * out[0, k] - prefix[i, 1, k] * out[1, k]
-            for k in range(lo, hi):
-                prefix[i + 1, 1, k] = prefix[i, 0, k] * out[1, k] + prefix[i, 1, k] * out[0, k]
+            times(prefix, i, factors, lo, hi)
         for q in range(base.shape[0]):
             total_re, total_im, k_re, k_im = 0.0, 0.0, 0.0, 0.0
             for k in range(lo, hi):
@@ -240,27 +253,22 @@ def walk_moments(
             if q < by_k.shape[0]:
                 by_k[q, n] = k_re + 1j * k_im
         for i in range(m - 1, -1, -1):
-            out = factors[i]
             # phi_i' times everything else, left where the derivative stood
             for k in range(lo, hi):
-                x[k] = out[2, k] * after_re[k] - out[3, k] * after_im[k]
+                re, im = factors[i, 2, k], factors[i, 3, k]
+                factors[i, 2, k] = re * after[0, k] - im * after[1, k]
+                factors[i, 3, k] = re * after[1, k] + im * after[0, k]
             for k in range(lo, hi):
-                y[k] = out[2, k] * after_im[k] + out[3, k] * after_re[k]
-            for k in range(lo, hi):
-                out[2, k] = prefix[i, 0, k] * x[k] - prefix[i, 1, k] * y[k]
-            for k in range(lo, hi):
-                out[3, k] = prefix[i, 0, k] * y[k] + prefix[i, 1, k] * x[k]
-            for k in range(lo, hi):
-                held[k] = after_re[k] * out[0, k] - after_im[k] * out[1, k]
-            for k in range(lo, hi):
-                after_im[k] = after_re[k] * out[1, k] + after_im[k] * out[0, k]
-            after_re, held = held, after_re
+                re, im = factors[i, 2, k], factors[i, 3, k]
+                factors[i, 2, k] = re * prefix[i, 0, k] - im * prefix[i, 1, k]
+                factors[i, 3, k] = re * prefix[i, 1, k] + im * prefix[i, 0, k]
+            times_back(after, factors, i, lo, hi)
             for q in range(by_k.shape[0]):
                 total_re, total_im = 0.0, 0.0
                 for k in range(lo, hi):
                     b_re, b_im = base[q, n, k].real, base[q, n, k].imag
-                    total_re += b_re * out[2, k] - b_im * out[3, k]
-                    total_im += b_re * out[3, k] + b_im * out[2, k]
+                    total_re += b_re * factors[i, 2, k] - b_im * factors[i, 3, k]
+                    total_im += b_re * factors[i, 3, k] + b_im * factors[i, 2, k]
                 by_source[q, n, i] = total_re + 1j * total_im
 
 

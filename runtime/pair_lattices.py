@@ -409,6 +409,7 @@ class PairLattice:
         from elbotree.runtime import pair_loops
 
         walk_pair: Any = pair_loops.walk_pair
+        differences: Any = pair_loops.differences
         powers, rows, columns, K, E = self._shape(vectors)
         out = (
             np.zeros((powers, rows, columns), dtype=np.complex128),
@@ -441,8 +442,11 @@ class PairLattice:
                 turned = np.array([float(sign), 1.0])
                 first = abs(self.first + origin)
                 of_p = _differences(self.degree, first) * float(sign) ** np.arange(self.degree + 1)
+                exponents = differences(S, of_p, _differences(self.degree, 0))
+                size = np.exp(exponents[0])
+                generators = np.stack([size * np.cos(exponents[1]), size * np.sin(exponents[1])])
                 walk_pair(
-                    S, of_p, _differences(self.degree, 0), first, origin, sign, count, self.limits, self._walked, explicit,
+                    generators, first, origin, sign, count, self.limits, self._walked, explicit,
                     across * turned[:, None], along, start, atoms, masses, rotate, *tables, self._phases * turned, pieces, step,
                     length, base, *out,
                 )  # fmt: skip

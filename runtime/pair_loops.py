@@ -4,8 +4,7 @@ which points there are, `walk_pair` sums over them.
 One row of modes (p fixed, q = 0, 1, ..) at a time, as arrays over k, the frequencies of b, in the first-level cache. The
 merged sources are exp(T(p, q; k)), T a polynomial of degree R in (p, q): with the exponentials of its differences at
 hand, a step to the next q costs R complex multiplications and no exponential. Sources that are not merged are rotations
-or tables, as in `lattice_loops`; psi linear on pieces enters in closed form. Each loop over k writes one array only, and
-bounds are unsigned, so that all of them vectorise.
+or tables, as in `lattice_loops`; psi linear on pieces enters in closed form. Loops over k vectorise as they do there.
 """
 
 from __future__ import annotations
@@ -14,18 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from elbotree.runtime.lattice_loops import _factor, _jit
-
-
-@_jit
-def _times(re: Any, im: Any, by_re: Any, by_im: Any, held: Any, lo: Any, hi: Any) -> None:
-    """(re, im) times (by_re, by_im), in place."""
-    for k in range(lo, hi):
-        held[k] = re[k] * by_re[k] - im[k] * by_im[k]
-    for k in range(lo, hi):
-        im[k] = re[k] * by_im[k] + im[k] * by_re[k]
-    for k in range(lo, hi):
-        re[k] = held[k]
+from elbotree.runtime.lattice_loops import _factor, _jit, times, times_back
 
 
 @_jit
@@ -233,27 +221,28 @@ def merged_polynomial(chosen: Any, A: Any, B: Any, coefficients: Any, begin: int
 
 
 @_jit
-def _generators(S: Any, of_p: Any, of_q: Any) -> Any:
-    """Re and Im of exp(difference of order (a, b)), a + b <= R, of the polynomial with coefficients S, (2, R+1, R+1, K); of_p and
+def differences(S: Any, of_p: Any, of_q: Any) -> Any:
+    """Re and Im of the differences of order (a, b), a + b <= R, of the polynomial with coefficients S, (2, R+1, R+1, K); of_p and
     of_q (R+1, R+1): the differences of the powers 0..R in p and q, by rows."""
     R, K = S.shape[0] - 1, S.shape[2]
     out = np.zeros((2, R + 1, R + 1, K))
-    over_p, both = np.empty((R + 1, K), dtype=np.complex128), np.empty(K, dtype=np.complex128)
+    over_p = np.empty((2, R + 1, K))
     for a in range(R + 1):
-        over_p[:, :] = 0.0
+        over_p[:] = 0.0
         for i in range(a, R + 1):
             for b in range(R + 1 - i):
+                re, im, from_ = over_p[0, b], over_p[1, b], S[i, b]
                 for k in range(K):
-                    over_p[b, k] += of_p[a, i] * S[i, b, k]
-        for b in range(R + 1 - a):
-            both[:] = 0.0
-            for i in range(b, R + 1 - a):
+                    re[k] += of_p[a, i] * from_[k].real
                 for k in range(K):
-                    both[k] += of_q[b, i] * over_p[i, k]
-            for k in range(K):
-                size = np.exp(both[k].real)
-                out[0, a, b, k] = size * np.cos(both[k].imag)
-                out[1, a, b, k] = size * np.sin(both[k].imag)
+                    im[k] += of_p[a, i] * from_[k].imag
+        for part in range(2):
+            for b in range(R + 1 - a):
+                to = out[part, a, b]
+                for i in range(b, R + 1 - a):
+                    known = over_p[part, i]
+                    for k in range(K):
+                        to[k] += of_q[b, i] * known[k]
     return out
 
 
@@ -299,45 +288,50 @@ def _linear_base(
         cos_x, sin_x = np.cos(x), np.sin(x)
         angle = center + alpha * (p0 - slope * m) + turn * m
         re_n, im_n = 2 * np.cos(angle) * h / length, 2 * np.sin(angle) * h / length
-        y, cos_y, sin_y, turn_re, turn_im = (
-            waves[piece, 0], waves[piece, 1], waves[piece, 2], waves[piece, 3], waves[piece, 4],
-        )  # fmt: skip
-        inverse, j0, j1 = j[0], j[1], j[2]
         for k in range(lo, hi):
-            z = x - y[k]
-            inverse[k] = 1.0 / (z if abs(z) > 1e-9 else 1.0)
-        for k in range(lo, hi):
-            j0[k] = (sin_x * cos_y[k] - cos_x * sin_y[k]) * inverse[k]
+            z = x - waves[piece, 0, k]
+            j[0, k] = 1.0 / (z if abs(z) > 1e-9 else 1.0)
+            j[1, k] = (sin_x * waves[piece, 1, k] - cos_x * waves[piece, 2, k]) * j[0, k]
         if powers > 1:
             for k in range(lo, hi):
-                j1[k] = (j0[k] - (cos_x * cos_y[k] + sin_x * sin_y[k])) * inverse[k]
+                j[2, k] = (j[1, k] - (cos_x * waves[piece, 1, k] + sin_x * waves[piece, 2, k])) * j[0, k]
         # near z = 0 the differences cancel: Taylor series there, for the few k that are
         nearest, reach = x / (h * step) + K // 2, 0.3 / (h * step)
         first, last = max(np.int64(lo), np.int64(nearest - reach)), min(np.int64(hi) - 1, np.int64(nearest + reach) + 1)
         for k in range(first, last + 1):
-            z = x - y[k]
+            z = x - waves[piece, 0, k]
             z2 = z * z
             if z2 < 0.09:
-                j0[k] = 1 + z2 * (-1 / 6 + z2 * (1 / 120 + z2 * (-1 / 5040 + z2 * (1 / 362880 - z2 / 39916800))))
-                j1[k] = z * (1 / 3 + z2 * (-1 / 30 + z2 * (1 / 840 + z2 * (-1 / 45360 + z2 / 3991680))))
+                j[1, k] = 1 + z2 * (-1 / 6 + z2 * (1 / 120 + z2 * (-1 / 5040 + z2 * (1 / 362880 - z2 / 39916800))))
+                j[2, k] = z * (1 / 3 + z2 * (-1 / 30 + z2 * (1 / 840 + z2 * (-1 / 45360 + z2 / 3991680))))
         for k in range(lo, hi):
-            out[0, k] += (re_n * turn_re[k] - im_n * turn_im[k]) * j0[k]
-        for k in range(lo, hi):
-            out[1, k] += (re_n * turn_im[k] + im_n * turn_re[k]) * j0[k]
+            real = re_n * waves[piece, 3, k] - im_n * waves[piece, 4, k]
+            imag = re_n * waves[piece, 4, k] + im_n * waves[piece, 3, k]
+            out[0, k] += real * j[1, k]
+            out[1, k] += imag * j[1, k]
         if powers > 1:
             for k in range(lo, hi):
-                real, imag = re_n * turn_re[k] - im_n * turn_im[k], re_n * turn_im[k] + im_n * turn_re[k]
-                out[2, k] += real * (p0 * j0[k]) - imag * (p1 * j1[k])
+                real = re_n * waves[piece, 3, k] - im_n * waves[piece, 4, k]
+                imag = re_n * waves[piece, 4, k] + im_n * waves[piece, 3, k]
+                out[2, k] += real * (p0 * j[1, k]) - imag * (p1 * j[2, k])
             for k in range(lo, hi):
-                real, imag = re_n * turn_re[k] - im_n * turn_im[k], re_n * turn_im[k] + im_n * turn_re[k]
-                out[3, k] += imag * (p0 * j0[k]) + real * (p1 * j1[k])
+                real = re_n * waves[piece, 3, k] - im_n * waves[piece, 4, k]
+                imag = re_n * waves[piece, 4, k] + im_n * waves[piece, 3, k]
+                out[3, k] += imag * (p0 * j[1, k]) + real * (p1 * j[2, k])
+
+
+@_jit
+def step_by(re: Any, im: Any, by_re: Any, by_im: Any, lo: Any, hi: Any) -> None:
+    """(re, im) times (by_re, by_im) over k in [lo, hi), in place."""
+    for k in range(lo, hi):
+        product = re[k] * by_re[k] - im[k] * by_im[k]
+        im[k] = re[k] * by_im[k] + im[k] * by_re[k]
+        re[k] = product
 
 
 @_jit
 def walk_pair(
-    S: Any,
-    of_p: Any,
-    of_q: Any,
+    generators: Any,
     first: int,
     origin: int,
     sign: int,
@@ -368,8 +362,7 @@ def walk_pair(
     """The sums of a pair over k, for `count` rows of its box of modes (p, q): row `origin` first, its |p| being `first`, then on
     with |p| growing, in the direction of `sign`. All that is given a unit of p is given for a step in that direction.
 
-    S (R+1, R+1, K): the coefficients of T, the noise in it too; of_p, of_q (R+1, R+1): the differences of the powers 0..R at
-    p = first (steps taken with `sign`) and q = 0.
+    generators (2, R+1, R+1, K): Re and Im of exp(difference of order (a, b) of T at (first, 0)), the noise in it too.
     limits (rows, Q+1): how far |k| goes, not growing with q, -1 for modes that are left out; walked (rows, Q+1): 1 for
     modes that are wanted, else 0. chosen (E,): the sources that are not merged; across (2, E) their phases a unit of p and
     q, along (m,) a unit of k. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q; pieces (.., 4)
@@ -377,21 +370,24 @@ def walk_pair(
     X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K) = base_0 phi, by_source (E,
     rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
     """
-    order, K = S.shape[0] - 1, S.shape[2]
+    order, K = generators.shape[1] - 1, generators.shape[3]
     half, E, powers = K // 2, chosen.shape[0], X.shape[0]
     Q = limits.shape[1] - 1
     vectors = terms.shape[0] > 0
-    moving = _generators(S, of_p, of_q)
+    moving = generators.copy()
     g = np.empty((2, order + 1, K))
     factors, scratch = np.empty((E, 4, K)), np.empty(4)
-    prefix = np.empty((E + 1, 2, K))
-    after_re, after_im, x, y, held = np.empty(K), np.empty(K), np.empty(K), np.empty(K), np.empty(K)
+    prefix, after = np.empty((E + 1, 2, K)), np.empty((2, K))
     b, j = np.empty((2 * powers, K)), np.empty((3, K))
+    frequency = np.arange(-half, half + 1.0)
     closed = base.shape[0] == 0
     waves = _piece_waves(pieces[:, 0], pieces[:, 1], step, K)
     for turn in range(count):
         p, row = first + turn, origin + sign * turn
-        g[:, :, :] = moving[:, 0, :, :]
+        for part in range(2):
+            for d in range(order + 1):
+                for k in range(K):
+                    g[part, d, k] = moving[part, 0, d, k]
         for q in range(Q + 1):
             if limits[row, q] < 0:
                 break
@@ -399,19 +395,14 @@ def walk_pair(
             if walked[row, q] > 0.0:
                 for k in range(lo, hi):
                     prefix[0, 0, k] = g[0, 0, k]
-                for k in range(lo, hi):
                     prefix[0, 1, k] = g[1, 0, k]
                 for e in range(E):
                     i = chosen[e]
-                    out = factors[e]
                     _factor(
                         i, p * across[0, e] + q * across[1, e], along[i], start, atoms, masses, rotate, table_row,
-                        table_length, table_step, tables, vectors, lo, hi, out, scratch,
+                        table_length, table_step, tables, vectors, lo, hi, factors, e, scratch,
                     )  # fmt: skip
-                    for k in range(lo, hi):
-                        prefix[e + 1, 0, k] = prefix[e, 0, k] * out[0, k] - prefix[e, 1, k] * out[1, k]
-                    for k in range(lo, hi):
-                        prefix[e + 1, 1, k] = prefix[e, 0, k] * out[1, k] + prefix[e, 1, k] * out[0, k]
+                    times(prefix, e, factors, lo, hi)
                 if closed:
                     _linear_base(
                         p * phases[0, 0] + q * phases[0, 1], p * phases[1, 0] + q * phases[1, 1],
@@ -421,47 +412,44 @@ def walk_pair(
                     for l in range(powers):
                         for k in range(lo, hi):
                             b[2 * l, k] = base[l, row, q, k].real
-                        for k in range(lo, hi):
                             b[2 * l + 1, k] = base[l, row, q, k].imag
-                re, im = prefix[E, 0], prefix[E, 1]
                 for l in range(powers):
                     total_re, total_im = 0.0, 0.0
                     for k in range(lo, hi):
-                        total_re += b[2 * l, k] * re[k] - b[2 * l + 1, k] * im[k]
-                    for k in range(lo, hi):
-                        total_im += b[2 * l, k] * im[k] + b[2 * l + 1, k] * re[k]
+                        total_re += b[2 * l, k] * prefix[E, 0, k] - b[2 * l + 1, k] * prefix[E, 1, k]
+                        total_im += b[2 * l, k] * prefix[E, 1, k] + b[2 * l + 1, k] * prefix[E, 0, k]
                     X[l, row, q] = total_re + 1j * total_im
                 if vectors:
                     k_re, k_im = 0.0, 0.0
                     for k in range(lo, hi):
-                        term_re, term_im = b[0, k] * re[k] - b[1, k] * im[k], b[0, k] * im[k] + b[1, k] * re[k]
-                        k_re += (np.int64(k) - half) * term_re
-                        k_im += (np.int64(k) - half) * term_im
+                        term_re = b[0, k] * prefix[E, 0, k] - b[1, k] * prefix[E, 1, k]
+                        term_im = b[0, k] * prefix[E, 1, k] + b[1, k] * prefix[E, 0, k]
+                        k_re += frequency[k] * term_re
+                        k_im += frequency[k] * term_im
                         terms[row, q, k] = term_re + 1j * term_im
                     by_k[row, q] = k_re + 1j * k_im
                     for k in range(lo, hi):
-                        after_re[k] = b[0, k]
-                    for k in range(lo, hi):
-                        after_im[k] = b[1, k]
+                        after[0, k] = b[0, k]
+                        after[1, k] = b[1, k]
                     for e in range(E - 1, -1, -1):
-                        out = factors[e]
                         # phi_e' times everything else
-                        for k in range(lo, hi):
-                            x[k] = out[2, k] * after_re[k] - out[3, k] * after_im[k]
-                        for k in range(lo, hi):
-                            y[k] = out[2, k] * after_im[k] + out[3, k] * after_re[k]
                         total_re, total_im = 0.0, 0.0
                         for k in range(lo, hi):
-                            total_re += prefix[e, 0, k] * x[k] - prefix[e, 1, k] * y[k]
-                        for k in range(lo, hi):
-                            total_im += prefix[e, 0, k] * y[k] + prefix[e, 1, k] * x[k]
+                            re = factors[e, 2, k] * after[0, k] - factors[e, 3, k] * after[1, k]
+                            im = factors[e, 2, k] * after[1, k] + factors[e, 3, k] * after[0, k]
+                            total_re += prefix[e, 0, k] * re - prefix[e, 1, k] * im
+                            total_im += prefix[e, 0, k] * im + prefix[e, 1, k] * re
                         by_source[e, row, q] = total_re + 1j * total_im
-                        _times(after_re, after_im, out[0], out[1], held, lo, hi)
+                        times_back(after, factors, e, lo, hi)
             for d in range(order):
-                _times(g[0, d], g[1, d], g[0, d + 1], g[1, d + 1], held, lo, hi)
+                step_by(g[0, d], g[1, d], g[0, d + 1], g[1, d + 1], lo, hi)
         for d in range(order + 1):
             for a in range(order - d):
-                _times(
-                    moving[0, a, d], moving[1, a, d], moving[0, a + 1, d], moving[1, a + 1, d], held,
-                    np.uint64(0), np.uint64(K),
-                )  # fmt: skip
+                step_by(
+                    moving[0, a, d],
+                    moving[1, a, d],
+                    moving[0, a + 1, d],
+                    moving[1, a + 1, d],
+                    np.uint64(0),
+                    np.uint64(K),
+                )

@@ -45,6 +45,8 @@ CACHE, CACHE_TESTS = "codegen/cache.py", "tests/codegen/test_cache.py"
 STYLE, STYLE_TESTS = "codegen/style.py", "tests/codegen/test_style.py"
 TREE, TREE_TESTS = "derivation/tree.py", "tests/derivation/test_tree.py"
 SAMPLERS, SAMPLER_TESTS = "runtime/samplers.py", "tests/runtime/test_samplers.py"
+PAIRS, LOOPS, WEAK = "runtime/pair_lattices.py", "runtime/pair_loops.py", "runtime/weak_sources.py"
+PAIR_TESTS = "tests/runtime/test_pair_lattices.py"
 DOOR_TESTS, SAE_TESTS = "tests/elbotree/test_open_door.py", "tests/runtime/test_sae.py"
 
 
@@ -145,7 +147,7 @@ MUTATIONS = (
     ),
     # -- costs and laws
     Mutation("tree.laws", TREE, "nt.m2 ** len(_feature_indices(term))", "nt.m2", TREE_TESTS),
-    Mutation("tree.grid", TREE, "sympy.sympify(lattice + beside)", "sympy.sympify(lattice)", TREE_TESTS),
+    Mutation("tree.grid", TREE, "size, size + beside)", "size, size)", TREE_TESTS),
     Mutation(
         "tree.convolution",
         TREE,
@@ -447,6 +449,23 @@ MUTATIONS = (
     Mutation("sae.centre", "runtime/sae.py", "seen = rows - self.b_dec if", "seen = rows + self.b_dec if", SAE_TESTS),
     Mutation("sae.tail", "derivation/sae.py", "    if tail <= 0:\n", "    if False:\n", SAE_TESTS),
     Mutation("sae.range", "derivation/sae.py", "if not self.lowest < rate < self.highest:", "if False:", SAE_TESTS),
+    # -- lattices of pairs, and their compiled loops
+    Mutation("pairs.noise", PAIRS, "out[1, 1] -= noise[0, 1]", "out[1, 1] += noise[0, 1]", PAIR_TESTS),
+    Mutation("pairs.shear", PAIRS, "v, theta, shift = rows[1], 0.0,", "v, theta, shift = rows[1], theta,", PAIR_TESTS),
+    Mutation("pairs.remainder", PAIRS, "left = beyond[3", "left = 0.0 * beyond[3", PAIR_TESTS),
+    Mutation("pairs.zeros", PAIRS, "by_degree[:, ~self.weak.usable] = np.inf", "pass", PAIR_TESTS),
+    Mutation("pairs.rounding", PAIRS, "costs[1:][self.unit * rounding[1:] > 0.2 * budget] = np.inf", "", PAIR_TESTS),
+    Mutation("pairs.center", PAIRS, "limits + off_center, shared", "limits, shared", PAIR_TESTS),
+    Mutation("pairs.slope", PAIRS, "slopes = (m + 1) * shared", "slopes = m * shared", PAIR_TESTS),
+    Mutation("pairs.derivative", PAIRS, "c * X[1]) * shared.w", "c * X[0]) * shared.w", PAIR_TESTS),
+    Mutation("weak.mean", WEAK, "made[:, 1] -= 1j * mean", "made[:, 1] += 1j * mean", PAIR_TESTS),
+    Mutation("weak.radius", WEAK, "radius ** -np.arange(ORDERS)", "radius ** np.arange(ORDERS)", PAIR_TESTS),
+    Mutation("loops.budget", LOOPS, "0.2 * budget", "20.0 * budget", PAIR_TESTS),
+    Mutation("loops.fitting", LOOPS, "by_degree[trial + 1] + last", "by_degree[trial + 2] + last", PAIR_TESTS),
+    Mutation("loops.tail", LOOPS, "if tail[middle] <= allowed:", "if tail[middle] < 0.1 * allowed:", PAIR_TESTS),
+    Mutation("loops.runaway", LOOPS, "if largest <= 1.0:", "if largest <= 1e9:", PAIR_TESTS),
+    Mutation("loops.generator", LOOPS, "re[k] += of_p[a, i] * from_[k].real", "re[k] -= of_p[a, i] * from_[k].real", PAIR_TESTS),
+    Mutation("loops.taylor", LOOPS, "z * (1 / 3 + z2", "z * (1 / 2 + z2", PAIR_TESTS),
     # -- the cache
     Mutation("cache.owner", CACHE, "and found.st_uid == os.geteuid() ", "", CACHE_TESTS),
     Mutation("cache.mode", CACHE, "and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)", "", CACHE_TESTS),

@@ -74,3 +74,13 @@ def test_the_workflow_and_the_hooks_run_targets_of_the_makefile() -> None:
         run -= {"git", "python3"}  # words after `make` in a list of packages
         assert run
         assert run <= targets, f"{file} runs {run - targets}"
+
+
+def test_mutations_still_find_the_text_that_they_change() -> None:
+    """`make mutate` takes minutes and is run by hand; that its changes still apply is cheap to know."""
+    from tests.mutations import MUTATIONS
+
+    for mutation in MUTATIONS:
+        text = (ROOT / mutation.file).read_text(encoding="utf-8")
+        assert text.count(mutation.before) == 1, mutation.name
+        assert all((ROOT / path.split("::")[0]).exists() for path in mutation.tests.split()), mutation.name

@@ -94,6 +94,22 @@ def test_compiled_walk_equals_the_numpy_walk(priors: tuple[Prior, ...], psi: str
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-12)
 
 
+@pytest.mark.parametrize("tol", [1e-4, 1e-9, 1e-12])
+@pytest.mark.parametrize(("priors", "psi"), CASES, ids=lambda x: x if isinstance(x, str) else f"{len(set(x))} priors")
+def test_compiled_plan_equals_the_numpy_plan(priors: tuple[Prior, ...], psi: str, tol: float) -> None:
+    law = output(priors, psi, min(tol, 1e-8))
+    a, b = pair(law, 6.0)
+    weights = np.abs(smooth(14, 11))
+    plain, compiled = (
+        PairLattice(BLaw(law.lattice_law, law.transform, law.u, law.w, way), a, b, weights, tol) for way in (False, True)
+    )
+    assert (plain.first, plain.degree) == (compiled.first, compiled.degree)
+    np.testing.assert_array_equal(plain.limits, compiled.limits)
+    np.testing.assert_array_equal(plain.merged, compiled.merged)
+    np.testing.assert_allclose(plain.slack, compiled.slack, rtol=1e-9, atol=1e-300)
+    assert plain.points == compiled.points
+
+
 def test_many_weak_sources_cost_as_much_as_few() -> None:
     """Forty features, of which the pair notices two: the others are merged at a loose tolerance and at a tight one."""
     law = output((Bernoulli(0.1),) * 40, "relu", 1e-8)
