@@ -88,7 +88,7 @@ class Series:
 
     def grown(self, P: int) -> ComplexArray:
         """The coefficients for |p| <= P, zero beyond the cut."""
-        return np.pad(self.coefficients, max(0, P - self.P))
+        return self.coefficients if P <= self.P else np.pad(self.coefficients, P - self.P)
 
 
 class Spectrum:

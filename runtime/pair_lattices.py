@@ -45,15 +45,6 @@ _BINOMIAL = np.array([float(comb(c + d, c)) for c, d in zip(_C, _D, strict=True)
 
 
 @lru_cache(maxsize=1024)
-def _differences(degree: int, start: int) -> Array:
-    """Row a: the a-th forward difference at `start` of the powers 0..degree, (degree + 1, degree + 1)."""
-    R = degree + 1
-    powers = np.vander(float(start) + np.arange(R), R, increasing=True)
-    signed = [[(-1.0) ** (a - i) * comb(a, i) if i <= a else 0.0 for i in range(R)] for a in range(R)]
-    return np.asarray(np.array(signed) @ powers)
-
-
-@lru_cache(maxsize=1024)
 def _steps(count: int, degree: int) -> Array:
     """sum of binomial(i, d) over d <= degree, for i = 0..count - 1."""
     return np.array([float(sum(comb(i, d) for d in range(degree + 1))) for i in range(count)])
@@ -323,29 +314,28 @@ class PairLattice:
             int((~self.merged).sum()),
         )
 
-    def _monomials(self) -> ComplexArray:
-        """S[a, b, k], the coefficient of p^a q^b in the exponent of the noise and the merged sources, for |k| <= reach."""
-        R, begin = self.degree, self.shared.b_modes - self.reach
+    def _noise(self) -> ComplexArray:
+        """The coefficient of p^a q^b in the exponent of the noise, for |k| <= reach, (R + 1, R + 1, K)."""
         k = np.arange(-self.reach, self.reach + 1)
-        out = np.zeros((R + 1, R + 1, len(k)), dtype=np.complex128)
+        out = np.zeros((self.degree + 1, self.degree + 1, len(k)), dtype=np.complex128)
         steps = np.array([*self._V, self.shared.b_step])
         noise = steps @ self.law.noise @ steps.T
-        out[0, 0] -= 0.5 * noise[2, 2] * k**2
-        out[1, 0] -= noise[0, 2] * k
-        out[0, 1] -= noise[1, 2] * k
-        out[2, 0] -= 0.5 * noise[0, 0]
-        out[1, 1] -= noise[0, 1]
-        out[0, 2] -= 0.5 * noise[1, 1]
-        coefficients = self.shared.weak.coefficients
-        if self.shared.compiled:
-            from elbotree.runtime import pair_loops
+        out[0, 0] = -0.5 * noise[2, 2] * k**2
+        out[1, 0] = -noise[0, 2] * k
+        out[0, 1] = -noise[1, 2] * k
+        out[2, 0] = -0.5 * noise[0, 0]
+        out[1, 1] = -noise[0, 1]
+        out[0, 2] = -0.5 * noise[1, 1]
+        return out
 
-            merged_polynomial: Any = pair_loops.merged_polynomial
-            return np.asarray(merged_polynomial(np.nonzero(self.merged)[0], self.A, self.B, coefficients, begin, out))
+    def _monomials(self) -> ComplexArray:
+        """The same for the noise and the merged sources."""
+        out = self._noise()
+        begin = self.shared.b_modes - self.reach
         A, B = self.A[self.merged], self.B[self.merged]
-        for m in range(R + 1):
+        for m in range(self.degree + 1):
             index = np.arange(m + 1)
-            c = coefficients[m, self.merged, begin : begin + len(k)]
+            c = self.shared.weak.coefficients[m, self.merged, begin : begin + out.shape[2]]
             out[index, m - index] += (_loads(m, A, B) @ c.view(np.float64)).view(np.complex128)
         return out
 
@@ -409,7 +399,6 @@ class PairLattice:
         from elbotree.runtime import pair_loops
 
         walk_pair: Any = pair_loops.walk_pair
-        differences: Any = pair_loops.differences
         powers, rows, columns, K, E = self._shape(vectors)
         out = (
             np.zeros((powers, rows, columns), dtype=np.complex128),
@@ -419,9 +408,8 @@ class PairLattice:
         )
         shared = self.shared
         explicit = np.nonzero(~self.merged)[0]
-        across = np.array([self.A[explicit], self.B[explicit]])
         furthest = max(abs(self.first), abs(rows - 1 + self.first))
-        reach = float((furthest * np.abs(across[0]) + columns * np.abs(across[1])).max(initial=0.0))
+        reach = float((furthest * np.abs(self.A[explicit]) + columns * np.abs(self.B[explicit])).max(initial=0.0))
         reach += float(np.abs(shared.along[explicit]).max(initial=0.0)) * shared.b_modes
         along, start, atoms, masses, rotate, *tables = self.law.flat(
             shared.b_step, shared.b_modes, float(2.0 ** np.ceil(np.log2(max(reach, 1e-6))))
@@ -434,22 +422,11 @@ class PairLattice:
             pieces, step, length = transform.pieces, transform.step, transform.hi - transform.lo
         else:
             base = np.ascontiguousarray(self._base(slice(0, rows), powers))
-        S = self._monomials()
-        # away from p = 0 in both directions: rounding grows with the steps that are taken
-        middle = min(max(-self.first, 0), rows)
-        for sign, origin, count in ((1, middle, rows - middle), (-1, middle - 1, middle)):
-            if count > 0:
-                turned = np.array([float(sign), 1.0])
-                first = abs(self.first + origin)
-                of_p = _differences(self.degree, first) * float(sign) ** np.arange(self.degree + 1)
-                exponents = differences(S, of_p, _differences(self.degree, 0))
-                size = np.exp(exponents[0])
-                generators = np.stack([size * np.cos(exponents[1]), size * np.sin(exponents[1])])
-                walk_pair(
-                    generators, first, origin, sign, count, self.limits, self._walked, explicit,
-                    across * turned[:, None], along, start, atoms, masses, rotate, *tables, self._phases * turned, pieces, step,
-                    length, base, *out,
-                )  # fmt: skip
+        walk_pair(
+            self._noise(), np.nonzero(self.merged)[0], self.A, self.B, shared.weak.coefficients, shared.b_modes - self.reach,
+            self.first, self.limits, self._walked, explicit, along, start, atoms, masses, rotate, *tables, self._phases, pieces,
+            step, length, base, *out,
+        )  # fmt: skip
         return out
 
     # ------------------------------------------------------------------ what a function of the pair asks

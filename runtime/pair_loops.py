@@ -202,7 +202,7 @@ def plan_pair(
 
 
 @_jit
-def merged_polynomial(chosen: Any, A: Any, B: Any, coefficients: Any, begin: int, noise: Any) -> Any:
+def _polynomial(chosen: Any, A: Any, B: Any, coefficients: Any, begin: int, noise: Any) -> Any:
     """S[a, b, k], (R+1, R+1, K): the coefficient of p^a q^b in the exponent of the sources `chosen`, added to that of the noise.
     coefficients (ORDERS, m, ..) of `WeakSources`, the first of the K frequencies standing at `begin`."""
     S = noise.copy()
@@ -221,8 +221,21 @@ def merged_polynomial(chosen: Any, A: Any, B: Any, coefficients: Any, begin: int
 
 
 @_jit
-def differences(S: Any, of_p: Any, of_q: Any) -> Any:
-    """Re and Im of the differences of order (a, b), a + b <= R, of the polynomial with coefficients S, (2, R+1, R+1, K); of_p and
+def _differences(degree: int, start: float, sign: float) -> Any:
+    """Row a: the a-th forward difference at x = start of the powers 0..degree of sign x, (degree + 1, degree + 1)."""
+    out = np.zeros((degree + 1, degree + 1))
+    for i in range(degree + 1):
+        for x in range(degree + 1):
+            out[x, i] = (sign * (start + x)) ** i
+        for a in range(1, degree + 1):
+            for x in range(degree, a - 1, -1):
+                out[x, i] -= out[x - 1, i]
+    return out
+
+
+@_jit
+def _generators(S: Any, of_p: Any, of_q: Any) -> Any:
+    """Re and Im of exp(difference of order (a, b)), a + b <= R, of the polynomial with coefficients S, (2, R+1, R+1, K); of_p and
     of_q (R+1, R+1): the differences of the powers 0..R in p and q, by rows."""
     R, K = S.shape[0] - 1, S.shape[2]
     out = np.zeros((2, R + 1, R + 1, K))
@@ -231,18 +244,18 @@ def differences(S: Any, of_p: Any, of_q: Any) -> Any:
         over_p[:] = 0.0
         for i in range(a, R + 1):
             for b in range(R + 1 - i):
-                re, im, from_ = over_p[0, b], over_p[1, b], S[i, b]
                 for k in range(K):
-                    re[k] += of_p[a, i] * from_[k].real
+                    over_p[0, b, k] += of_p[a, i] * S[i, b, k].real
                 for k in range(K):
-                    im[k] += of_p[a, i] * from_[k].imag
-        for part in range(2):
-            for b in range(R + 1 - a):
-                to = out[part, a, b]
+                    over_p[1, b, k] += of_p[a, i] * S[i, b, k].imag
+        for b in range(R + 1 - a):
+            for part in range(2):
                 for i in range(b, R + 1 - a):
-                    known = over_p[part, i]
                     for k in range(K):
-                        to[k] += of_q[b, i] * known[k]
+                        out[part, a, b, k] += of_q[b, i] * over_p[part, i, k]
+            for k in range(K):
+                size, angle = np.exp(out[0, a, b, k]), out[1, a, b, k]
+                out[0, a, b, k], out[1, a, b, k] = size * np.cos(angle), size * np.sin(angle)
     return out
 
 
@@ -330,8 +343,8 @@ def step_by(re: Any, im: Any, by_re: Any, by_im: Any, lo: Any, hi: Any) -> None:
 
 
 @_jit
-def walk_pair(
-    generators: Any,
+def _walk_away(
+    moving: Any,
     first: int,
     origin: int,
     sign: int,
@@ -339,7 +352,8 @@ def walk_pair(
     limits: Any,
     walked: Any,
     chosen: Any,
-    across: Any,
+    A: Any,
+    B: Any,
     along: Any,
     start: Any,
     atoms: Any,
@@ -359,22 +373,12 @@ def walk_pair(
     by_source: Any,
     by_k: Any,
 ) -> None:
-    """The sums of a pair over k, for `count` rows of its box of modes (p, q): row `origin` first, its |p| being `first`, then on
-    with |p| growing, in the direction of `sign`. All that is given a unit of p is given for a step in that direction.
-
-    generators (2, R+1, R+1, K): Re and Im of exp(difference of order (a, b) of T at (first, 0)), the noise in it too.
-    limits (rows, Q+1): how far |k| goes, not growing with q, -1 for modes that are left out; walked (rows, Q+1): 1 for
-    modes that are wanted, else 0. chosen (E,): the sources that are not merged; across (2, E) their phases a unit of p and
-    q, along (m,) a unit of k. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q; pieces (.., 4)
-    of psi, or base (powers, rows, Q+1, K) where psi is not linear on pieces.
-    X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K) = base_0 phi, by_source (E,
-    rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
-    """
-    order, K = generators.shape[1] - 1, generators.shape[3]
+    """`walk_pair` for `count` rows: row `origin` first, its |p| being `first`, then on with |p| growing, in the direction of
+    `sign`, in which A is taken too. `moving`: the generators at (first, 0), which step from row to row."""
+    order, K = moving.shape[1] - 1, moving.shape[3]
     half, E, powers = K // 2, chosen.shape[0], X.shape[0]
     Q = limits.shape[1] - 1
     vectors = terms.shape[0] > 0
-    moving = generators.copy()
     g = np.empty((2, order + 1, K))
     factors, scratch = np.empty((E, 4, K)), np.empty(4)
     prefix, after = np.empty((E + 1, 2, K)), np.empty((2, K))
@@ -399,14 +403,14 @@ def walk_pair(
                 for e in range(E):
                     i = chosen[e]
                     _factor(
-                        i, p * across[0, e] + q * across[1, e], along[i], start, atoms, masses, rotate, table_row,
+                        i, p * A[i] + q * B[i], along[i], start, atoms, masses, rotate, table_row,
                         table_length, table_step, tables, vectors, lo, hi, factors, e, scratch,
                     )  # fmt: skip
                     times(prefix, e, factors, lo, hi)
                 if closed:
                     _linear_base(
-                        p * phases[0, 0] + q * phases[0, 1], p * phases[1, 0] + q * phases[1, 1],
-                        p * phases[2, 0] + q * phases[2, 1], pieces, waves, step, length, powers, lo, hi, j, b,
+                        sign * p * phases[0, 0] + q * phases[0, 1], sign * p * phases[1, 0] + q * phases[1, 1],
+                        sign * p * phases[2, 0] + q * phases[2, 1], pieces, waves, step, length, powers, lo, hi, j, b,
                     )  # fmt: skip
                 else:
                     for l in range(powers):
@@ -453,3 +457,62 @@ def walk_pair(
                     np.uint64(0),
                     np.uint64(K),
                 )
+
+
+@_jit
+def walk_pair(
+    noise: Any,
+    merged: Any,
+    A: Any,
+    B: Any,
+    coefficients: Any,
+    begin: int,
+    first: int,
+    limits: Any,
+    walked: Any,
+    chosen: Any,
+    along: Any,
+    start: Any,
+    atoms: Any,
+    masses: Any,
+    rotate: Any,
+    table_row: Any,
+    table_length: Any,
+    table_step: Any,
+    tables: Any,
+    phases: Any,
+    pieces: Any,
+    step: float,
+    length: float,
+    base: Any,
+    X: Any,
+    terms: Any,
+    by_source: Any,
+    by_k: Any,
+) -> None:
+    """The sums of a pair over k, for its box of modes (p, q), p from `first` on, q = 0, 1, ..
+
+    noise (R+1, R+1, K): coefficients of p^a q^b in the exponent of the noise. A, B, along (m,): the sources' phases a unit of p, q
+    and k; merged: those that are one polynomial, from coefficients (ORDERS, m, ..) of `WeakSources`, the first of the K
+    frequencies standing at `begin`; chosen (E,): the others.
+    limits (rows, Q+1): how far |k| goes, not growing with q, -1 for modes that are left out; walked (rows, Q+1): 1 for
+    modes that are wanted, else 0. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q; pieces (.., 4)
+    of psi, or base (powers, rows, Q+1, K) where psi is not linear on pieces.
+    X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K) = base_0 phi, by_source (E,
+    rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
+    """
+    S = _polynomial(merged, A, B, coefficients, begin, noise)
+    R, rows = noise.shape[0] - 1, limits.shape[0]
+    of_q = _differences(R, 0.0, 1.0)
+    # away from p = 0 in both directions: rounding grows with the steps that are taken
+    middle = min(max(-first, 0), rows)
+    for sign in (1, -1):
+        origin, count = (middle, rows - middle) if sign > 0 else (middle - 1, middle)
+        if count > 0:
+            begun = abs(first + origin)
+            generators = _generators(S, _differences(R, float(begun), float(sign)), of_q)
+            _walk_away(
+                generators, begun, origin, sign, count, limits, walked, chosen, sign * A, B, along, start, atoms, masses,
+                rotate, table_row, table_length, table_step, tables, phases, pieces, step, length, base, X, terms,
+                by_source, by_k,
+            )  # fmt: skip

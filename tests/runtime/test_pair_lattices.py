@@ -3,6 +3,8 @@ walk against the compiled one."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -27,12 +29,12 @@ MIXED: tuple[Prior, ...] = (
 )
 
 
-def output(priors: tuple[Prior, ...], psi: str, tol: float) -> OutputLaw:
+def output(priors: tuple[Prior, ...], psi: str, tol: float, noise: float = 0.15) -> OutputLaw:
     rng = np.random.default_rng(3)
     n = len(priors)
     B = np.eye(n) + 0.15 * rng.standard_normal((n, n))
     u, w = rng.standard_normal(n) / np.sqrt(n), rng.standard_normal(n) / np.sqrt(n)
-    return OutputLaw(Layer(np.eye(n), w, u, psi), FeatureModel(B, list(priors), 0.15), tol)
+    return OutputLaw(Layer(np.eye(n), w, u, psi), FeatureModel(B, list(priors), noise), tol)
 
 
 def pair(law: OutputLaw, scale: float) -> tuple[Axis, Axis]:
@@ -101,7 +103,8 @@ def test_compiled_plan_equals_the_numpy_plan(priors: tuple[Prior, ...], psi: str
     a, b = pair(law, 6.0)
     weights = np.abs(smooth(14, 11))
     plain, compiled = (
-        PairLattice(BLaw(law.lattice_law, law.transform, law.u, law.w, way), a, b, weights, tol) for way in (False, True)
+        PairLattice(BLaw(law.lattice_law, law.transform, law.u, law.w, way), a, b, weights, tol)
+        for way in (False, True)
     )
     assert (plain.first, plain.degree) == (compiled.first, compiled.degree)
     np.testing.assert_array_equal(plain.limits, compiled.limits)
@@ -110,20 +113,62 @@ def test_compiled_plan_equals_the_numpy_plan(priors: tuple[Prior, ...], psi: str
     assert plain.points == compiled.points
 
 
-def test_many_weak_sources_cost_as_much_as_few() -> None:
-    """Forty features, of which the pair notices two: the others are merged at a loose tolerance and at a tight one."""
-    law = output((Bernoulli(0.1),) * 40, "relu", 1e-8)
+def of_many(tol: float, noise: float = 0.15) -> tuple[OutputLaw, Axis, Axis]:
+    """Forty features, of which the pair notices two much and the others little."""
     n = 40
+    law = output((Bernoulli(0.1),) * n, "relu", 1e-8, noise)
     rows = 10.0 * np.eye(n)[:2] + 0.01 * np.random.default_rng(0).standard_normal((2, n))
     axes = []
     for row in rows @ np.linalg.inv(law.feature_columns()):
         c = law.coordinate(row, 0.0)
-        axes.append(Axis(c, Period(*c.bounds(np.log(1e-9)), 0.0)))
+        axes.append(Axis(c, Period(*c.bounds(np.log(tol)), 0.0)))
+    return law, axes[0], axes[1]
+
+
+def test_many_weak_sources_cost_as_much_as_few() -> None:
+    """The others are merged at a loose tolerance and at a tight one."""
+    law, a, b = of_many(1e-9)
     shared = BLaw(law.lattice_law, law.transform, law.u, law.w, compiled=False)
     for tol in (1e-4, 1e-8):
-        made = PairLattice(shared, axes[0], axes[1], np.abs(smooth(12, 12)), tol)
+        made = PairLattice(shared, a, b, np.abs(smooth(12, 12)), tol)
         assert int((~made.merged).sum()) <= 4
         assert made.degree <= 8
+
+
+def flat(P: int, Q: int) -> np.ndarray:
+    """Coefficients that hardly fall off: the box is walked to its corners, and rounding limits the polynomial's degree."""
+    p, q = np.arange(-P, P + 1)[:, None], np.arange(Q + 1)[None, :]
+    out = 1.0 / ((1.0 + abs(p)) * (1.0 + q)) + 0j
+    out[:P, 0] = 0.0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("shape", "noise", "tol"),
+    [(smooth, 0.15, 1e-4), (smooth, 0.15, 1e-8), (smooth, 0.15, 1e-11), (flat, 0.02, 1e-8), (flat, 0.02, 1e-11)],
+)
+def test_merged_sources_in_compiled_loops_are_those_of_numpy(shape: Any, noise: float, tol: float) -> None:
+    """Plans and sums of a lattice with a polynomial of high degree, which agree with a lattice that merges nothing."""
+    law, a, b = of_many(1e-9, noise)
+    coefficients = shape(20, 20)
+    plain, compiled = (
+        PairLattice(BLaw(law.lattice_law, law.transform, law.u, law.w, way), a, b, np.abs(coefficients), tol)
+        for way in (False, True)
+    )
+    assert plain.merged.sum() >= 30 or shape is flat
+    assert (plain.first, plain.degree) == (compiled.first, compiled.degree)
+    np.testing.assert_array_equal(plain.limits, compiled.limits)
+    np.testing.assert_array_equal(plain.merged, compiled.merged)
+    np.testing.assert_allclose(plain.slack, compiled.slack, rtol=1e-9, atol=1e-300)
+    assert plain.value(coefficients) == pytest.approx(compiled.value(coefficients), abs=max(1e-12, 0.01 * tol))
+    np.testing.assert_allclose(plain.vector(coefficients), compiled.vector(coefficients), atol=max(1e-11, 0.1 * tol))
+    nothing = BLaw(law.lattice_law, law.transform, law.u, law.w, compiled=True)
+    nothing.weak.usable[:] = False
+    apart = PairLattice(nothing, a, b, np.abs(coefficients), tol)
+    assert not apart.merged.any()
+    allowed = plain.error(coefficients) + apart.error(coefficients)
+    assert allowed <= 2.2 * tol
+    assert abs(compiled.value(coefficients) - apart.value(coefficients)) <= allowed
 
 
 def test_a_source_with_zeros_is_never_merged() -> None:
