@@ -183,6 +183,12 @@ def is_registered_by_user(name: str) -> bool:
     return name.strip() in _registry and name.strip() not in _SHIPPED
 
 
+def definition(text: str) -> str:
+    """A name that was registered as the expression that it stands for, other text as it is: text that another process reads
+    as the same psi."""
+    return _registry[text.strip()] if is_registered_by_user(text) else text
+
+
 def register_psi(name: str, text: str | sp.Expr) -> Psi:
     """Give an expression in b, as text of the grammar of `parse_psi` or in sympy, a name; return what was found about it.
 

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from elbotree.objectives import flat_objective, profile_objective, torch_module
     from elbotree.report import write_report
     from elbotree.runtime.activations import Activation
-    from elbotree.runtime.errors import CostError, ElbotreeError, InputError, ToleranceError, UnsupportedError
+    from elbotree.runtime.errors import (
+        CostError,
+        ElbotreeError,
+        ExecutorError,
+        InputError,
+        ToleranceError,
+        UnsupportedError,
+    )
     from elbotree.runtime.estimates import Estimate
     from elbotree.runtime.input_models import fit_input, input_from_sae
     from elbotree.runtime.joint import Joint, joint
@@ -58,6 +65,7 @@ _HOMES = {
     "ElbotreeError": "elbotree.runtime.errors",
     "Encoder": "elbotree.runtime.models",
     "Estimate": "elbotree.runtime.estimates",
+    "ExecutorError": "elbotree.runtime.errors",
     "Exponential": "elbotree.runtime.priors",
     "FeatureModel": "elbotree.runtime.models",
     "Fit": "elbotree.fitting",
@@ -158,6 +166,7 @@ __all__ = [  # noqa: RUF022  (the order in which people meet them)
     "ElbotreeError",
     "InputError",
     "CostError",
+    "ExecutorError",
     "ToleranceError",
     "UnsupportedError",
     "__version__",

@@ -17,6 +17,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from rich.console import Console
     from rich.table import Table
 
@@ -72,6 +74,12 @@ _FORMAT = click.option(
     help="How to print.",
 )
 _PATH = click.Path(path_type=Path)
+_SCHEDULER = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="A Dask scheduler, such as tcp://host:8786, whose workers make the sums over pairs of features (needs the extra "
+    "`cluster`).",
+)
 _OF = click.option(
     "--of",
     "which",
@@ -216,6 +224,7 @@ def kernels(
 @click.option(
     "--max-memory", type=float, metavar="MIB", help="Refuse, before the work, what is estimated to take more."
 )
+@_SCHEDULER
 @_FORMAT
 def evaluate(
     problem: Path,
@@ -226,6 +235,7 @@ def evaluate(
     seed: int,
     max_seconds: float | None,
     max_memory: float | None,
+    scheduler: str | None,
     style: str,
 ) -> None:
     """Evaluate all twelve terms of the loss of PROBLEM, each with an estimate of its error.
@@ -239,9 +249,10 @@ def evaluate(
     import elbotree
     from elbotree.sources import problem_at
 
-    with _progress("evaluating the loss tree"):
+    given = problem_at(problem)
+    with _progress("evaluating the loss tree"), _executor(scheduler) as executor:
         memory = None if max_memory is None else max_memory * 2**20
-        values = elbotree.evaluate(problem_at(problem), tol, method, check_samples, eps, seed, max_seconds, memory)
+        values = elbotree.evaluate(given, tol, method, check_samples, eps, seed, max_seconds, memory, executor=executor)
     _print_values(values, style)
 
 
@@ -287,6 +298,7 @@ def evaluate(
     help="Of a network: how each layer's model is made.",
 )
 @click.option("--check-samples", type=int, metavar="N", help="Of a network: measure drift on N rows sent through it.")
+@_SCHEDULER
 @_FORMAT
 def fit(
     problem: Path,
@@ -304,6 +316,7 @@ def fit(
     given: Path | None,
     method: str,
     check_samples: int | None,
+    scheduler: str | None,
     style: str,
 ) -> None:
     """Fit a feature model and its encoder to the output of the layer in PROBLEM, or a model to every layer of a network.
@@ -328,14 +341,16 @@ def fit(
             raise click.UsageError("a network needs --input, a JSON file with the model of what goes in.")
         asked = click.get_current_context().get_parameter_source("iterations")
         steps = 0 if asked is click.core.ParameterSource.DEFAULT else iterations
-        _fit_network(problem, given, method, features, steps, tol, check_samples, out, checkpoint, resume, style)
+        _fit_network(
+            problem, given, method, features, steps, tol, check_samples, out, checkpoint, resume, scheduler, style
+        )
         return
     layer, p1 = read_layer_and_input(problem)
     if out is not None:
         check_writable(out)  # before the work, not after it
     history: list[Step] = []
     try:
-        with _progress("fitting") as tell:
+        with _progress("fitting") as tell, _executor(scheduler) as executor:
             fitted = elbotree.fit(
                 layer,
                 p1,
@@ -349,6 +364,7 @@ def fit(
                 progress=lambda step: tell(_step_text(step, history, tol)),
                 checkpoint=checkpoint,
                 resume=resume,
+                executor=executor,
             )
     except KeyboardInterrupt:
         if checkpoint is not None:
@@ -368,6 +384,15 @@ def fit(
     _print_values(fitted.values, style)
 
 
+def _executor(address: str | None) -> contextlib.AbstractContextManager[Executor | None]:
+    """The executor of a Dask scheduler; none without an address."""
+    if address is None:
+        return contextlib.nullcontext()
+    from elbotree.cluster import scheduler
+
+    return scheduler(address)
+
+
 def _one_or_each(text: str) -> str | list[str]:
     """One word, or several between commas."""
     names = [name.strip() for name in text.split(",")]
@@ -385,6 +410,7 @@ def _fit_network(
     out: Path | None,
     checkpoint: Path | None,
     resume: bool,
+    scheduler: str | None,
     style: str,
 ) -> None:
     """`fit` on a network; without iterations its models are made in closed form."""
@@ -395,7 +421,7 @@ def _fit_network(
     p1, layers = read_input(given), elbotree.compile_network(network)
     if out is not None:
         check_writable(out)
-    with _progress("fitting") as tell:
+    with _progress("fitting") as tell, _executor(scheduler) as executor:
         chain = elbotree.fit_network(
             layers,
             p1,
@@ -407,6 +433,7 @@ def _fit_network(
             progress=lambda number, model: tell(f"layer {number} of {len(layers)}, {model.m} features"),
             checkpoint=checkpoint,
             resume=resume,
+            executor=executor,
         )
     if out is not None:
         chain.save(out)

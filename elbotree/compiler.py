@@ -13,4 +13,10 @@ def _compile_psi(text: str) -> Activation:
     return compile_psi(text)
 
 
-set_compiler(_compile_psi)
+def _definition(text: str) -> str:
+    from elbotree.derivation.activations import definition
+
+    return definition(text)
+
+
+set_compiler(_compile_psi, _definition)

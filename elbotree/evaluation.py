@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
@@ -75,6 +76,7 @@ def evaluate(
     seed: int = 0,
     max_seconds: float | None = None,
     max_memory: float | None = None,
+    executor: Executor | None = None,
 ) -> Values:
     """All twelve terms of the loss tree, each with an estimate of its absolute error.
 
@@ -86,16 +88,21 @@ def evaluate(
         check_samples  also evaluate the same kernels on that many samples, to stand beside the values as a check
         eps            width of the grid's bins (method="grid" only)
         seed           of the check's samples
-        max_seconds    of the sums over pairs of features, where nearly all time goes: estimated before they begin
-        max_memory     of the same, in bytes
+        max_seconds    of the sums over pairs of features, where nearly all time goes: estimated before they begin (of an
+                       executor: of all its workers together)
+        max_memory     of the same, in bytes (of an executor: of one worker)
+        executor       any `concurrent.futures` executor, to make these sums: processes, dask's `client.get_executor()`, MPI.
+                       Left out, threads of this process make them; the bits are the same
 
     x1 without noise and with discrete priors that give it at most 262,144 values is enumerated, exactly.
 
-    Returns `Values`. Raises InputError for a wrong argument, ToleranceError where a term misses tol, and CostError, before
-    the work, where the estimates are above max_seconds or max_memory.
+    Returns `Values`. Raises InputError for a wrong argument, ToleranceError where a term misses tol, CostError, before
+    the work, where the estimates are above max_seconds or max_memory, and ExecutorError where the executor is lost.
     The paper: Theorem 3.1 and Figure 2.
     """
     _check_arguments(tol, method, check_samples, eps)
+    if executor is not None and method != "spectral":
+        raise InputError('executor makes sums over pairs of features: give it with method="spectral", or leave it out')
     kernels = kernels_for(problem.layer, problem.encoder)
     wanted = DEFAULT_TOL if tol is None and method == "spectral" else tol
     clock = _Clock()
@@ -103,7 +110,7 @@ def evaluate(
         estimates = kernels.evaluate(_grid(problem, eps), problem, clock.lap)
     else:
         assert wanted is not None  # the spectral method has a default
-        estimates, _ = _met(kernels, problem, wanted, None, clock.lap, max_seconds, max_memory)
+        estimates, _ = _met(kernels, problem, wanted, None, clock.lap, max_seconds, max_memory, executor)
     seconds = clock.seconds()
     check = None if check_samples is None else _sampled(kernels, problem, check_samples, seed)
     values = Values.of(
@@ -115,14 +122,18 @@ def evaluate(
 
 
 def gradient(
-    problem: Problem, tol: float | None = None, max_seconds: float | None = None, max_memory: float | None = None
+    problem: Problem,
+    tol: float | None = None,
+    max_seconds: float | None = None,
+    max_memory: float | None = None,
+    executor: Executor | None = None,
 ) -> Gradient:
     """The gradient of L in everything that training moves, with the values at the same point.
 
     Arguments
         problem  layer, input model, model of the output, encoder
         tol      as in `evaluate`; the terms meet it, and the gradient's own errors stand in its estimates
-        max_seconds, max_memory  as in `evaluate`
+        max_seconds, max_memory, executor  as in `evaluate`
 
     Returns a `Gradient`. Raises what `evaluate` raises.
     """
@@ -130,7 +141,9 @@ def gradient(
     wanted = DEFAULT_TOL if tol is None else tol
     kernels = kernels_for(problem.layer, problem.encoder)
     start = time.perf_counter()
-    estimates, engine = _met(kernels, problem, wanted, wanted, max_seconds=max_seconds, max_memory=max_memory)
+    estimates, engine = _met(
+        kernels, problem, wanted, wanted, max_seconds=max_seconds, max_memory=max_memory, executor=executor
+    )
     parts = kernels.gradient(engine, problem, estimates)
     values = Values.of(estimates, tol=wanted, method="spectral", seconds=time.perf_counter() - start)
     values.require(wanted)
@@ -161,6 +174,7 @@ def _met(
     done: Callable[[str], None] = lambda leaf: None,
     max_seconds: float | None = None,
     max_memory: float | None = None,
+    executor: Executor | None = None,
 ) -> tuple[dict[str, Estimate], Expectations]:
     """The terms by the spectral engine, and the engine: asked for more where a term's error misses tol at first (how large
     the functions of a problem get is known only once they have been expanded)."""
@@ -172,7 +186,9 @@ def _met(
         exact = EnumeratedExpectations(problem.layer, problem.input, problem.encoder)
         return kernels.evaluate(exact, problem, done), exact
     for sharper in (1.0, 0.1, 0.003):
-        engine = SpectralExpectations.for_problem(problem, tol * sharper, gradient_tol, max_seconds, max_memory)
+        engine = SpectralExpectations.for_problem(
+            problem, tol * sharper, gradient_tol, max_seconds, max_memory, executor
+        )
         estimates: dict[str, Estimate] = kernels.evaluate(engine, problem, done)
         if all(e.error <= tol * max(1.0, abs(float(e.value))) for e in estimates.values()):
             break

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,7 @@ def fit(
     progress: Callable[[Step], None] | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    executor: Executor | None = None,
 ) -> Fit:
     """Learn a feature model and an encoder of f(x1), x1 ~ p1, by minimising the loss L, without sampling.
 
@@ -204,8 +206,11 @@ def fit(
         resume       go on from that checkpoint, to the same bytes as without the interruption (same machine, same versions
                      of numpy and scipy: floating-point sums depend on them); start anew where there is
                      none yet. The arguments must be the ones it was begun with
+        executor     any `concurrent.futures` executor, to make the sums over pairs of features, as in `evaluate`: the
+                     bytes are the same, and it may be another one after an interruption
 
-    Returns a `Fit`. Raises InputError for families or counts that do not fit.
+    Returns a `Fit`. Raises InputError for families or counts that do not fit, and ExecutorError where the executor is lost (the
+    checkpoint stays).
     The paper: section 2.1.1 and Lemma 2.2 (what is minimised), Theorem 3.1 (that it can be computed).
     """
     _check_counts(features, starts, iterations, rounds)
@@ -259,6 +264,7 @@ def fit(
             progress=progress,
             checkpoint=None if place is None else place.save,
             resume=state,
+            executor=executor,
         )
     seconds = found.history[-1].seconds if found.history else None
     values = Values.of(found.terms, tol=tol, seconds=seconds)

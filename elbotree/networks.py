@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def fit_network(
     progress: Callable[[int, FeatureModel], None] | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    executor: Executor | None = None,
 ) -> Chain:
     """A feature model for every layer of a network, each made from the model before it.
 
@@ -114,6 +116,8 @@ def fit_network(
         checkpoint     folder to keep the finished layers in, and the training under way; each is written atomically
         resume         go on from there, to the same bytes as without the interruption (same machine and versions); start anew
                        where there is nothing yet. The arguments must be the ones it was begun with
+        executor       any `concurrent.futures` executor, for the sums over pairs of features of the training, as in
+                       `evaluate`; it may be another one after an interruption
 
     Returns a `Chain`; print it for the drift. Raises InputError for arguments that do not fit together, and
     UnsupportedError where a psi has a pole inside the law of its b.
@@ -140,6 +144,7 @@ def fit_network(
         progress=progress,
         checkpoint=checkpoint,
         resume=resume,
+        executor=executor,
     )
     return Chain(**{field.name: getattr(made, field.name) for field in fields(made)})
 

@@ -44,12 +44,24 @@ class Activation:
 
 
 _compiler: Callable[[str], Activation] | None = None
+_definition: Callable[[str], str] | None = None
 
 
-def set_compiler(compiler: Callable[[str], Activation]) -> None:
-    """Say how psi text becomes an `Activation` (the front door calls this once, with codegen's printer)."""
-    global _compiler
-    _compiler = compiler
+def set_compiler(compiler: Callable[[str], Activation], definition: Callable[[str], str]) -> None:
+    """Say how psi text becomes an `Activation`, and how it is spelled for a process that knows no name registered here (the
+    front door calls this once, with codegen's printer)."""
+    global _compiler, _definition
+    _compiler, _definition = compiler, definition
+
+
+def compiler_of(psi: Activation) -> tuple[str, Callable[[str], Activation]]:
+    """Text and a function, found by its name in any process, that make this psi there.
+
+    Raises UnsupportedError when no compiler is set.
+    """
+    if _compiler is None or _definition is None:
+        raise UnsupportedError(f"psi {psi.text!r} cannot be sent to other processes: `import elbotree` first")
+    return _definition(psi.text), _compiler
 
 
 def compile_psi(text: str) -> Activation:

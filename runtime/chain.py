@@ -16,6 +16,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -207,6 +208,7 @@ def build_chain(
     progress: Callable[[int, FeatureModel], None] | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    executor: Executor | None = None,
 ) -> Chain:
     """See `elbotree.fit_network`; `kernels(psi, families)` gives the generated kernel module for training."""
     layers = tuple(layers) if isinstance(layers, Sequence) else layers
@@ -228,7 +230,7 @@ def build_chain(
         _refuse_to_overwrite(folder, resume)
         truth = _Truth(p1, check_samples, seed)
         if method in ("fit", "cov-prop"):
-            maker = _Maker(layers, p1, kernels, method, tol, features, iterations, noise_floor, folder, truth)
+            maker = _Maker(layers, p1, kernels, method, tol, features, iterations, noise_floor, folder, truth, executor)
             step = maker.step
         else:
             step = _Baseline(p1, method, samples, seed).step
@@ -326,9 +328,10 @@ class _Maker:
         noise_floor: float,
         folder: ChainFolder | None,
         truth: _Truth,
+        executor: Executor | None,
     ) -> None:
         self.kernels, self.tol, self.features, self.folder, self.truth = kernels, tol, features, folder, truth
-        self.iterations = iterations if method == "fit" else 0
+        self.iterations, self.executor = iterations if method == "fit" else 0, executor
         first = gaussian(p1) if method == "cov-prop" else p1
         bound_on = 0 if method == "cov-prop" else features
         self.state = Propagation(first, features=bound_on, noise_floor=noise_floor, tol=min(1e-6, tol * 1e-3))
@@ -389,6 +392,7 @@ class _Maker:
             rounds=1,
             checkpoint=keep,
             resume=state,
+            executor=self.executor,
         )
         value, uncertain = float(fitted.terms["L"].value), float(fitted.terms["L"].error)
         sign, logdet = np.linalg.slogdet(covariance)

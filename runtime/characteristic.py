@@ -142,6 +142,12 @@ class Tails:
         with np.errstate(over="ignore", invalid="ignore"):
             self.K = [law.cumulant_generating(sign * v, self.s) for sign in (1.0, -1.0)]
 
+    @staticmethod
+    def of_constant() -> Tails:
+        """Those of an S that is 0."""
+        none = np.zeros((1, 0))
+        return Tails(LinearLaw(np.zeros(1), none, (), np.zeros((1, 1))), np.zeros(1))
+
     def bounds(self, log_epsilon: float) -> tuple[float, float]:
         """(lo, hi), each left with probability at most exp(log_epsilon)."""
         if self.std == 0.0:

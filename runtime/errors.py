@@ -24,3 +24,7 @@ class ToleranceError(ElbotreeError, ArithmeticError):
 
 class CostError(ElbotreeError):
     """What was asked for would take more time or memory than allowed; raised before the work, with the estimates."""
+
+
+class ExecutorError(ElbotreeError):
+    """An executor lost its workers, or cannot do what it was given. The message names it and what to do; a checkpoint stays."""

@@ -9,7 +9,7 @@ exponents each c is counted from the middle of its period.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -65,6 +65,11 @@ class Axis:
     @property
     def delta(self) -> float:
         return self.period.delta
+
+    def travelling(self) -> Axis:
+        """The same axis without what only the choice of its range needs."""
+        center = self.coordinate.center
+        return Axis(replace(self.coordinate, tails=Tails.of_constant(), shift=(center, center), pieces=()), self.period)
 
 
 class Frame:

@@ -12,26 +12,34 @@ own, made for the tolerance that pairs have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from elbotree.runtime.characteristic import LinearLaw
 from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.executors import Crew, Elsewhere, Threads
 from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, finite
 from elbotree.runtime.frames import Axis, Coordinate
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder
 from elbotree.runtime.output_law import OutputLaw
-from elbotree.runtime.pair_lattices import BLaw, PairLattice
+from elbotree.runtime.pair_blocks import KEPT_BYTES, Answer, Asked, Block, LawData, Need, Pair, Workbench
+from elbotree.runtime.pair_lattices import BLaw
+from elbotree.runtime.psi_transform import PsiTransform
 
 Array = NDArray[np.float64]
-ComplexArray = NDArray[np.complex128]
 
 _TAIL_SHARE = 0.004  # of a pair's tolerance, for what lies outside the ranges: such errors may all have one sign
 _MANY = 48  # modes a side from which on windowed periods are tried too
-_KEPT_BYTES = 1 << 30  # sums of pairs are kept for the next expectation on the same pair up to this much memory
+_SIDE = 12  # features a side of a block, at most; and how many blocks a side there are at least, where features suffice
 
 
 @dataclass(frozen=True)
@@ -65,49 +73,79 @@ class Part:
 
 @dataclass(frozen=True)
 class PairTerm:
-    """E[r_g r_h] as a sum on a pair's lattice. Its error has two parts: `tail`, what lies outside the ranges, may have the same
-    sign for all pairs; `error`, what is left out of series and sums, has not."""
+    """E[r_g r_h] as a sum on a pair's lattice, whose axes go by number. Its error has two parts: `tail`, what lies outside the
+    ranges, may have the same sign for all pairs; `dropped`, what is left out of series, has not, nor has the lattice's own."""
 
-    lattice: PairLattice
-    coefficients: ComplexArray
+    pair: Pair
+    asked: Asked
     tail: float
-    error: float
-    with_F: bool  # whether sums with F will be asked for too, so that the lattice is walked for them at once
+    dropped: float
 
-    def value(self) -> float:
-        """E[r_g r_h]."""
-        self.lattice.make(self.with_F)
-        return self.lattice.value(self.coefficients)
 
-    def F(self) -> Array:
-        """E[r_g r_h F], (n2 + 1,)."""
-        return np.append(self.lattice.vector(self.coefficients), self.lattice.value(self.coefficients))
+Task = tuple[int, int, float]  # g's number, h's number, tolerance
+
+
+class _Law:
+    """The law of f(x1) at one level: for what is made here, for the workbench of this process, and as it travels."""
+
+    def __init__(self, output: OutputLaw, compiled: bool) -> None:
+        self.output, self._compiled = output, compiled
+        self.owner = uuid4().hex  # tells the numbers of these axes from another engine's; no number depends on it
+
+    def _parts(self) -> tuple[LinearLaw, PsiTransform | None, Array, Array, bool]:
+        return self.output.lattice_law, self.output.transform, self.output.u, self.output.w, self._compiled
+
+    @cached_property
+    def bench(self) -> Workbench:
+        return Workbench(BLaw(*self._parts()))
+
+    @cached_property
+    def data(self) -> LawData:
+        return LawData.of(*self._parts())
 
 
 class Pairs:
-    """The pairs of an encoder's features on the law of f(x1); sums are made once and kept while memory allows.
+    """The pairs of an encoder's features on the law of f(x1).
 
-    gradients: sums with F will be asked for, so that lattices are made for them from the start.
+    What all pairs share, axes and series, is made here and in order; lattices are made and walked by threads, or by an
+    executor where one is given, block by block (`pair_blocks`). gradients: sums with F will be asked for, so that lattices are
+    made for them from the start.
     """
 
-    def __init__(self, output: OutputLaw, encoder: Encoder, compiled: bool, gradients: bool) -> None:
+    def __init__(
+        self,
+        output: OutputLaw,
+        encoder: Encoder,
+        compiled: bool,
+        gradients: bool,
+        threads: int,
+        executor: Executor | None,
+    ) -> None:
         self._output, self._encoder = output, encoder
-        self._compiled, self._gradients = compiled, gradients
-        self._laws: dict[int, tuple[OutputLaw, BLaw]] = {}
+        self._compiled, self._gradients, self._threads = compiled, gradients, threads
+        self._elsewhere = None if executor is None else Elsewhere(executor)
+        self._laws: dict[int, _Law] = {}
         self._ranges: dict[tuple[int, int, int], _Range] = {}
+        self._noisy: dict[int, Array] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
+        self._numbers: dict[int, int] = {}
+        self._travelling: list[Axis] = []
         self._parts: dict[tuple[int, int, bool, int], tuple[Integrand, Part]] = {}
-        self._lattices: dict[tuple[int, int], PairLattice] = {}
+        self._needs: dict[Pair, tuple[Need, ...]] = {}
+
+    @property
+    def crew(self) -> Crew:
+        """Who walks lattices; threads only where the loops are compiled, which hold no lock."""
+        return self._elsewhere or Threads(self._threads if self._compiled else 1)
 
     @staticmethod
     def level(tol: float) -> int:
         """Decimal digits that ranges and frequencies are made for, so that pairs of like tolerances share them."""
         return max(1, int(np.ceil(-np.log10(tol))))
 
-    def _law(self, level: int) -> tuple[OutputLaw, BLaw]:
+    def _law(self, level: int) -> _Law:
         if level not in self._laws:
-            out = self._output.at(_tol(level))
-            self._laws[level] = out, BLaw(out.lattice_law, out.transform, out.u, out.w, self._compiled)
+            self._laws[level] = _Law(self._output.at(_tol(level)), self._compiled)
         return self._laws[level]
 
     # ------------------------------------------------------------------ one function
@@ -123,7 +161,7 @@ class Pairs:
         key = (g.feature, g.uses[0], level)
         if key not in self._ranges:
             q = self._encoder[g.feature]
-            coordinate = self._law(level)[0].coordinate(q.C[g.uses[0]], float(q.bias[g.uses[0]]))
+            coordinate = self._law(level).output.coordinate(q.C[g.uses[0]], float(q.bias[g.uses[0]]))
             size = 1.0
             for _ in range(3):
                 outside = _TAIL_SHARE * _tol(level) / size
@@ -177,63 +215,92 @@ class Pairs:
             found += [Spectrum(rest, Period(where.lo, where.hi, pad), 0.1 * tol, _name(g)) for pad in PADS if pad > 0.0]
         spectrum = min(found, key=lambda made: made.cost(sigma, 0.1 * tol))
         axis = self._axes[key] = Axis(where.coordinate, spectrum.period)
+        self._numbers[id(axis)] = len(self._travelling)
+        self._travelling.append(axis.travelling())
         return Part(axis, spectrum, where.outside)
 
     # ------------------------------------------------------------------ two functions
 
     def term(
-        self, g: Integrand, h: Integrand, tol: float, level: int, lines: tuple[bool, bool] = (True, True)
+        self,
+        g: Integrand,
+        h: Integrand,
+        tol: float,
+        level: int,
+        lines: tuple[bool, bool] = (True, True),
+        row: int | None = None,
+        weight: float = 1.0,
     ) -> PairTerm:
-        """E[r_g r_h] to about tol, the functions taken without their lines where `lines` says so."""
+        """E[r_g r_h] to about tol, the functions taken without their lines where `lines` says so; with `row`, weight times
+        E[r_g r_h F], to be added to that row of its block."""
         if (h.feature, h.uses) < (g.feature, g.uses):
             g, h, lines = h, g, lines[::-1]  # one lattice a pair, whichever of the two comes first
-        out, shared = self._law(level)
+        out = self._law(level).output
         c, d = self._range(g, level).coordinate, self._range(h, level).coordinate
-        cross = float(c.v @ out.lattice_law.noise @ d.v)
+        if id(d) not in self._noisy:
+            self._noisy[id(d)] = out.lattice_law.noise @ d.v
+        cross = float(c.v @ self._noisy[id(d)])
         of_c, of_d = _given(c.sigma, d.sigma, cross), _given(d.sigma, c.sigma, cross)
         a, b = self._part(g, level, lines[0], of_c), self._part(h, level, lines[1], of_d)
-        key = (id(a.axis), id(b.axis))
-        lattice = self._lattices.get(key)
         s, r = a.series(of_c, tol / (8 * b.size)), b.series(of_d, tol / (8 * a.size))
-        if (
-            lattice is None
-            or lattice.box[0] < s.P
-            or lattice.box[1] < r.P
-            or lattice.error(_product(s, r, lattice.box)) > 0.5 * tol
-        ):
-            lattice = self._lattices[key] = self._made_lattice(a, b, of_c, of_d, tol, shared, lattice)
-        product = _product(s, r, lattice.box)
-        tail = a.tail * b.size + b.tail * a.size + out.b_error * a.size * b.size
-        return PairTerm(
-            lattice, product, tail, s.dropped * b.size + r.dropped * a.size + lattice.error(product), self._gradients
-        )
-
-    def _made_lattice(
-        self, a: Part, b: Part, of_c: float, of_d: float, tol: float, shared: BLaw, known: PairLattice | None
-    ) -> PairLattice:
-        """A lattice for r_a r_b, and for what the one before it was for. Where sums with F come next, derivatives will want
-        modes a little further out."""
+        # where sums with F come next, derivatives will want modes a little further out
         sharper = 8 if self._gradients else 1
-        s, r = a.series(of_c, tol / (8 * sharper * b.size)), b.series(of_d, tol / (8 * sharper * a.size))
-        box, tol = (s.P, r.P), 0.5 * tol / sharper
-        weights = np.abs(_product(s, r, box))
-        if known is not None:
-            box, tol = (max(s.P, known.box[0]), max(r.P, known.box[1])), min(tol, known.tol)
-            weights = np.maximum(_grown(weights, *box), _grown(known.weights, *box))
-        return PairLattice(shared, a.axis, b.axis, weights, tol)
+        wide = a.series(of_c, tol / (8 * sharper * b.size)), b.series(of_d, tol / (8 * sharper * a.size))
+        need = Need(*wide, 0.5 * tol / sharper)
+        tail = a.tail * b.size + b.tail * a.size + out.b_error * a.size * b.size
+        pair = self._numbers[id(a.axis)], self._numbers[id(b.axis)]
+        return PairTerm(pair, Asked(s, r, 0.5 * tol, need, row, weight), tail, s.dropped * b.size + r.dropped * a.size)
 
-    def forecast(self, terms: Sequence[PairTerm], count: int) -> tuple[float, float]:
-        """Seconds on one core and bytes for `count` pairs, of which these are a fair choice."""
-        seconds = sum(term.lattice.seconds() for term in terms) / len(terms) * (2.0 if self._gradients else 1.0)
-        memory = sum(term.lattice.memory(self._gradients) for term in terms) / len(terms)
-        return seconds * count, min(memory * count, max(_KEPT_BYTES, memory))
+    # ------------------------------------------------------------------ blocks of pairs
 
-    def forget(self) -> None:
-        """Drop sums, should they take too much memory: the newest, since who goes through all pairs again begins with the
-        oldest."""
-        total = sum(lattice.bytes for lattice in self._lattices.values())
-        while len(self._lattices) > 1 and total > _KEPT_BYTES:
-            total -= self._lattices.popitem()[1].bytes
+    def tiles(self, gs: Sequence[Integrand], hs: Sequence[Integrand], tasks: Sequence[Task]) -> list[list[Task]]:
+        """The tasks in blocks: of the coordinates in order, some by some, so that the functions of few travel with the pairs of
+        many. How they are cut depends on how many coordinates there are, and on nothing else."""
+        at = {(g.feature, g.uses) for g in (*(gs[i] for i, _, _ in tasks), *(hs[k] for _, k, _ in tasks))}
+        side = min(_SIDE, max(2, -(-len(at) // _SIDE)))
+        number = {key: place // side for place, key in enumerate(sorted(at))}
+        found: dict[Pair, list[Task]] = {}
+        for task in tasks:
+            one, two = number[gs[task[0]].feature, gs[task[0]].uses], number[hs[task[1]].feature, hs[task[1]].uses]
+            found.setdefault((min(one, two), max(one, two)), []).append(task)
+        return [found[tile] for tile in sorted(found)]
+
+    def _block(self, terms: Sequence[PairTerm]) -> Block:
+        by_pair: dict[Pair, list[tuple[int, Asked]]] = {}
+        for place, term in enumerate(terms):
+            by_pair.setdefault(term.pair, []).append((place, term.asked))
+        axes = {number: self._travelling[number] for pair in by_pair for number in pair}
+        pairs = tuple((pair, self._needs.get(pair, ()), tuple(asks)) for pair, asks in by_pair.items())
+        rows = 1 + max((term.asked.row for term in terms if term.asked.row is not None), default=-1)
+        return Block(axes, pairs, len(terms), rows, self._gradients and self.crew.ahead)
+
+    @contextmanager
+    def walked(
+        self, level: int, terms: Iterable[Sequence[PairTerm]]
+    ) -> Iterator[Iterator[tuple[Sequence[PairTerm], Answer]]]:
+        """Blocks of terms (made in their order, as they are asked for) with what was found, in the same order. They are under way
+        from the start where an executor walks them, and given up where the context ends early."""
+        made: deque[Sequence[PairTerm]] = deque()
+
+        def blocks() -> Iterator[Block]:
+            for block in terms:
+                made.append(block)
+                yield self._block(block)
+
+        with self.crew.walk(self._law(level), blocks()) as walk:
+            yield ((self._taken(made.popleft(), answer), answer) for answer in walk)
+
+    def _taken(self, terms: Sequence[PairTerm], answer: Answer) -> Sequence[PairTerm]:
+        """The terms, the needs of lattices that grew being remembered."""
+        for term, grew in zip(terms, answer.grew, strict=True):
+            if grew:
+                self._needs[term.pair] = (*self._needs.get(term.pair, ()), term.asked.need)
+        return terms
+
+    def forecast(self, level: int, terms: Sequence[PairTerm], count: int) -> tuple[float, float]:
+        """Seconds on one core and bytes a process for `count` pairs, of which these are a fair choice."""
+        seconds, memory = self.crew.forecast(self._law(level), self._block(terms), self._gradients)
+        return seconds * (2.0 if self._gradients else 1.0) * count, min(memory * count, max(KEPT_BYTES, memory))
 
 
 def _tol(level: int) -> float:
@@ -243,21 +310,6 @@ def _tol(level: int) -> float:
 def _name(g: Integrand) -> str:
     """What messages call an integrand."""
     return f"{g.label or 'an integrand'} of encoder[{g.feature}]"
-
-
-def _product(s: Series, r: Series, box: tuple[int, int]) -> ComplexArray:
-    """The product of two series, on a box of modes with one of each (n, -n)."""
-    out = np.multiply.outer(s.grown(box[0]), r.grown(box[1])[box[1] :])
-    out *= 2.0
-    out[: box[0], 0] = 0.0
-    out[box[0], 0] *= 0.5
-    return np.asarray(out)
-
-
-def _grown(box: Array, P: int, Q: int) -> Array:
-    """A box of modes (2p + 1, q + 1) as part of one of (2P + 1, Q + 1)."""
-    p = P - box.shape[0] // 2
-    return np.pad(box, ((p, p), (0, Q + 1 - box.shape[1])))
 
 
 def _given(own: float, other: float, cross: float) -> float:

@@ -13,6 +13,7 @@ spectral engine; nothing here writes them again. What moves the encoder is in `t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Protocol
 
 import numpy as np
@@ -223,9 +224,10 @@ class ProfileObjective:
         tol: float,
         floor: float,
         x0: Array | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.layer, self.p1, self.kernels, self.coordinates = layer, p1, kernels, coordinates
-        self.tol, self.floor = tol, floor
+        self.tol, self.floor, self.executor = tol, floor, executor
         self.x0 = coordinates.pack(Encoder(coordinates.template)) if x0 is None else x0
         self._last: tuple[bytes, float, Array] | None = None
 
@@ -248,7 +250,9 @@ class ProfileObjective:
         return self._problem(self.coordinates.unpack(np.asarray(x, dtype=np.float64)))[1]
 
     def _problem(self, encoder: Encoder) -> tuple[SpectralExpectations, Problem]:
-        law = SpectralExpectations(self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=10 * self.tol)
+        law = SpectralExpectations(
+            self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=10 * self.tol, executor=self.executor
+        )
         return law, Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
 
     def evaluate(self, x: Array) -> tuple[Problem, dict[str, Estimate], Array]:

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +31,7 @@ from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, Term
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.output_law import OutputLaw
-from elbotree.runtime.pairs import Pairs, PairTerm
+from elbotree.runtime.pairs import Pairs, PairTerm, Task
 
 Array = NDArray[np.float64]
 
@@ -41,11 +39,8 @@ _COMPILE_FROM = (
     400_000  # pairs times sources times digits cubed: n = 8 is below at any tolerance, n = 16 at tol 1e-4 above
 )
 _TAIL_SHARE = 0.003  # of tol, for the mass outside a coordinate's range: bounds on tails are looser than those on modes
-_AT_ONCE = 64  # pairs that are walked between two looks at the memory that their sums take
 
 _log = logging.getLogger(__name__)
-_Task = tuple[int, int, float]  # g's number, h's number, tolerance
-_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -118,11 +113,12 @@ class SpectralExpectations:
             returns says what was reached)
         pair_tol: the same for sums over pairs of features, where nearly all time goes; left out, it is tol
         threads: how many threads walk lattices; left out, as many as there are processors
+        executor: walks them instead, in its own threads or processes; the bits are the same
         gradient_tol: the same for the sums that carry F = (f, 1); given, gradients will be asked for, and the sums of a
             pair are made for value and gradient at once. Left out, it is tol
 
-        max_seconds, max_memory: estimates of the pairs' time (s) and memory (bytes) beyond which CostError is raised before
-            they are begun
+        max_seconds, max_memory: estimates of the pairs' time (s; of an executor's workers together) and memory (bytes a
+            process) beyond which CostError is raised before they are begun
 
     Raises InputError for a tol out of range, and what `OutputLaw` raises.
     """
@@ -139,18 +135,19 @@ class SpectralExpectations:
         threads: int | None = None,
         max_seconds: float | None = None,
         max_memory: float | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.output = OutputLaw(layer, p1, tol)
         self.encoder, self.tol = encoder, float(tol)
         self.pair_tol = float(tol if pair_tol is None else pair_tol)
         self.gradient_tol = float(tol if gradient_tol is None else gradient_tol)
-        self._threads = threads or os.cpu_count() or 1
         self.max_seconds, self.max_memory = max_seconds, max_memory
         self.w = layer.w
         # compiled loops pay from a certain amount of work on; a rule by size, not by time, gives the same bits every time
         size = len(encoder) ** 2 * len(self.output.lattice_law.priors) * np.log10(1 / self.pair_tol) ** 3
         self._compiled = bool(size > (_COMPILE_FROM if gradient_tol is None else _COMPILE_FROM / 6))
-        self.pairs = Pairs(self.output, encoder, self._compiled, gradient_tol is not None)
+        threads = threads or os.cpu_count() or 1
+        self.pairs = Pairs(self.output, encoder, self._compiled, gradient_tol is not None, threads, executor)
         self._coordinates: dict[tuple[int, int], Coordinate] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
         self._paddings: dict[tuple[int, int, int, int], int] = {}
@@ -168,6 +165,7 @@ class SpectralExpectations:
         gradient_tol: float | None = None,
         max_seconds: float | None = None,
         max_memory: float | None = None,
+        executor: Executor | None = None,
     ) -> SpectralExpectations:
         """An engine under which all twelve nodes of the problem's tree meet tol * max(1, |value|).
 
@@ -185,6 +183,7 @@ class SpectralExpectations:
             gradient_tol=gradient_tol,
             max_seconds=max_seconds,
             max_memory=max_memory,
+            executor=executor,
         )
 
     @cached_property
@@ -467,7 +466,7 @@ class SpectralExpectations:
         linear_h = linear_g if symmetric else [self._polynomial(h, 1) for h in hs]
         rows_g = self._linear_rows(gs, linear_h)
         rows_h = rows_g if symmetric else self._linear_rows(hs, linear_g)
-        on_lattices: list[_Task] = []
+        on_lattices: list[Task] = []
 
         def record(j: int, k: int, value: float, tail: float, error: float) -> None:
             for at in {(j, k), (k, j)} if symmetric else {(j, k)}:
@@ -495,12 +494,7 @@ class SpectralExpectations:
             means = all(_both_means(gs[j], hs[k]) for j, k, _ in on_lattices)
             if means:
                 level = self._mean_level = max(level, self._mean_level)
-            out.lines = self._lines(gs, hs, on_lattices, level, importance if weights is None else weights, symmetric)
-
-            def term(task: _Task) -> PairTerm:
-                j, k, tol = task
-                return self.pairs.term(gs[j], hs[k], tol, level)
-
+            lines = self._lines(gs, hs, on_lattices, level, symmetric)
             waiting = []
             for j, k, tol in on_lattices:
                 known = self._mean_pairs.get((gs[j].label, hs[k].label, level)) if means else None
@@ -508,11 +502,23 @@ class SpectralExpectations:
                     record(j, k, *known[1:])
                 else:
                     waiting.append((j, k, tol))
-            self._check_cost([term(task) for task in _spread(waiting)], len(waiting))
-            for (j, k, tol), made, value in self._in_threads(term, PairTerm.value, waiting):
-                record(j, k, value, made.tail, made.error)
-                if means:
-                    self._mean_pairs[gs[j].label, hs[k].label, level] = (tol, value, made.tail, made.error)
+
+            def terms(tasks: Sequence[Task]) -> list[PairTerm]:
+                return [self.pairs.term(gs[j], hs[k], tol, level) for j, k, tol in tasks]
+
+            self._check_cost(level, terms(_spread(waiting)), len(waiting))
+            tiles = self.pairs.tiles(gs, hs, waiting)
+            with self.pairs.walked(level, map(terms, tiles)) as walked:
+                # single functions meanwhile, where others walk the pairs
+                out.lines = self._meet(*lines, gs, hs, importance if weights is None else weights, symmetric)
+                for tile, (made, answer) in zip(tiles, walked, strict=True):
+                    errors = answer.errors + [term.dropped for term in made]
+                    for (j, k, tol), term, value, error in zip(
+                        tile, made, answer.values.tolist(), errors.tolist(), strict=True
+                    ):
+                        record(j, k, value, term.tail, error)
+                        if means:
+                            self._mean_pairs[gs[j].label, hs[k].label, level] = (tol, value, term.tail, error)
         return out
 
     def _of_one(self, g: Integrand, h: Integrand) -> Integrand | None:
@@ -530,7 +536,7 @@ class SpectralExpectations:
             g.feature, g.uses, lambda c: g.value(c) * h.value(ratio * (c - bias) + other_bias), None, label
         )
 
-    def _pair_level(self, gs: Sequence[Integrand], hs: Sequence[Integrand], tasks: Sequence[_Task]) -> int:
+    def _pair_level(self, gs: Sequence[Integrand], hs: Sequence[Integrand], tasks: Sequence[Task]) -> int:
         """The digits that ranges and frequencies of these pairs are made for: they cut g times h, however large."""
 
         def size(g: Integrand) -> float:
@@ -540,12 +546,14 @@ class SpectralExpectations:
         of_h = {k: size(hs[k]) for k in {k for _, k, _ in tasks}}
         return self.pairs.level(min(tol / (of_g[j] * of_h[k]) for j, k, tol in tasks))
 
-    def _check_cost(self, terms: Sequence[PairTerm], count: int) -> None:
-        """Say how long `count` pairs like these will take, before they do; refuse where that is more than was allowed."""
-        if not terms:
+    def _check_cost(self, level: int, terms: Sequence[PairTerm], count: int) -> None:
+        """Say how long `count` pairs like these will take, before they do; refuse where that is more than was allowed.
+        An executor is asked for the estimate only where someone wants to know."""
+        limited = self.max_seconds is not None or self.max_memory is not None
+        if not terms or not (limited or self.pairs.crew.ahead or _log.isEnabledFor(logging.INFO)):
             return
-        seconds, memory = self.pairs.forecast(terms, count)
-        seconds /= min(self._threads, count) if self._compiled else 1
+        seconds, memory = self.pairs.forecast(level, terms, count)
+        seconds /= min(self.pairs.crew.workers, count)
         said = f"{count:,} pairs of features would take about {seconds:.2g} s and {memory / 2**20:,.0f} MiB"
         _log.log(logging.INFO if seconds > 10 else logging.DEBUG, said)
         help_ = "loosen tol, raise input.noise_std, or allow more"
@@ -555,15 +563,9 @@ class SpectralExpectations:
             raise CostError(f"{said}, more than max_memory = {self.max_memory / 2**20:,.0f} MiB; {help_}")
 
     def _lines(
-        self,
-        gs: Sequence[Integrand],
-        hs: Sequence[Integrand],
-        waiting: Sequence[_Task],
-        level: int,
-        weights: Array,
-        symmetric: bool,
-    ) -> _Lines:
-        """The lines of the functions of these pairs, and what they are met with, to errors that the weights ask for."""
+        self, gs: Sequence[Integrand], hs: Sequence[Integrand], waiting: Sequence[Task], level: int, symmetric: bool
+    ) -> tuple[Array, Array, Array]:
+        """Which pairs are on lattices, and the lines of their functions: `on`, `e` and `d` of `_Lines`."""
         n = len(self.w)
         on, e, d = np.zeros((len(gs), len(hs))), np.zeros((len(gs), n + 1)), np.zeros((len(hs), n + 1))
         for j, k, _ in waiting:
@@ -576,6 +578,20 @@ class SpectralExpectations:
         for k, h in enumerate(hs):
             if on[:, k].any():
                 d[k] = e[k] if symmetric else self.pairs.line(h, level)
+        return on, e, d
+
+    def _meet(
+        self,
+        on: Array,
+        e: Array,
+        d: Array,
+        gs: Sequence[Integrand],
+        hs: Sequence[Integrand],
+        weights: Array,
+        symmetric: bool,
+    ) -> _Lines:
+        """The lines with what they are met with, to errors that the weights ask for."""
+        n = len(self.w)
         # how much the rows E[g F] matter: by the lines that they are met with
         wanted_g, wanted_h = np.abs((weights * on) @ d), np.abs((weights * on).T @ e)
         if symmetric:
@@ -586,28 +602,6 @@ class SpectralExpectations:
         FF = np.block([[second, first[:, None]], [first[None, :], np.ones((1, 1))]])
         size = np.append(self.output.f_size, 1.0)
         return _Lines(on, e, d, rows_g, rows_h, FF, relative * np.multiply.outer(size, size))
-
-    def _in_threads(
-        self, term: Callable[[_Task], PairTerm], walk: Callable[[PairTerm], _Result], tasks: Sequence[_Task]
-    ) -> Iterator[tuple[_Task, PairTerm, _Result]]:
-        """The term of each pair, and what `walk` makes of it. Terms are made here and in order, since pairs share series and
-        lattices that the first to ask chooses; where the loops are compiled threads walk them meanwhile, which hold no lock and
-        share no sums: the bits do not depend on how many threads there are. Old sums that take too much memory are forgotten on
-        the way."""
-        threaded = self._compiled and self._threads > 1 and len(tasks) > 2
-        pool = ThreadPoolExecutor(self._threads) if threaded else None
-        with pool or nullcontext():
-            for start in range(0, len(tasks), _AT_ONCE):
-                batch = tasks[start : start + _AT_ONCE]
-                terms, walks = [], []
-                for i, task in enumerate(batch):
-                    made = term(task)
-                    terms.append(made)
-                    # the first walk compiles the loops and fills the tables that the others share
-                    walks.append(walk(made) if pool is None or start + i == 0 else pool.submit(walk, made))
-                results = [found.result() if isinstance(found, Future) else found for found in walks]
-                self.pairs.forget()
-                yield from zip(batch, terms, results, strict=True)
 
     def _linear_rows(self, gs: Sequence[Integrand], partners: Sequence[tuple[float, ...] | None]) -> list[Estimate]:
         """E[g F] for each g, where some partner is linear in its c (and so needs no lattice of the pair)."""
@@ -645,7 +639,7 @@ class SpectralExpectations:
         partners = max(1, len(hs))
         share = self.gradient_tol / (scale * min(float(partners), 3 * partners**0.5))
         tails, spreads = np.zeros(len(gs)), np.zeros(len(gs))
-        waiting: list[_Task] = []
+        waiting: list[Task] = []
         for i, g in enumerate(gs):
             for k, h in enumerate(hs):
                 weight = float(weights[i, k])
@@ -670,20 +664,33 @@ class SpectralExpectations:
             for i, k, _ in waiting:
                 combined[i] += weights[i, k] * pairs.line(hs[k], level)
 
-            def term(task: _Task) -> PairTerm:
-                i, k, tol = task
-                return pairs.term(gs[i], hs[k], tol, level, (False, True))
+            tiles = pairs.tiles(gs, hs, waiting)
+            rows = [{i: row for row, i in enumerate(dict.fromkeys(i for i, _, _ in tile))} for tile in tiles]
 
-            for (i, k, _), made, F in self._in_threads(term, PairTerm.F, waiting):
-                weight = float(weights[i, k])
-                values[i] += weight * F
-                tails[i] += abs(weight) * made.tail
-                spreads[i] += (3 * weight * made.error) ** 2
-        if np.any(combined):
-            done = self._F_and_along(gs, combined)
+            def terms(tile: Sequence[Task], row: Mapping[int, int]) -> list[PairTerm]:
+                return [
+                    pairs.term(gs[i], hs[k], tol, level, (False, True), row[i], float(weights[i, k]))
+                    for i, k, tol in tile
+                ]
+
+            with pairs.walked(level, map(terms, tiles, rows)) as walked:
+                self._add_F_and_along(gs, combined, values, errors)  # meanwhile, where others walk the pairs
+                for tile, row, (made, answer) in zip(tiles, rows, walked, strict=True):
+                    for i, at in row.items():
+                        values[i] += answer.rows[at]
+                    for (i, _, _), term, error in zip(tile, made, answer.errors.tolist(), strict=True):
+                        weight = abs(term.asked.weight)
+                        tails[i] += weight * term.tail
+                        spreads[i] += (3 * weight * (term.dropped + error)) ** 2
+        else:
+            self._add_F_and_along(gs, combined, values, errors)
+        return Estimate(values, errors + np.multiply.outer(tails + np.sqrt(spreads), size))
+
+    def _add_F_and_along(self, gs: Sequence[Integrand], functionals: Array, values: Array, errors: Array) -> None:
+        if np.any(functionals):
+            done = self._F_and_along(gs, functionals)
             values += done.value
             errors += done.error
-        return Estimate(values, errors + np.multiply.outer(tails + np.sqrt(spreads), size))
 
     def _F_and_along(self, gs: Sequence[Integrand], functionals: Array) -> Estimate:
         """E[g_i(c) <e_i, F> F] for functionals e_i in R^(n2+1)."""
@@ -694,7 +701,7 @@ class SpectralExpectations:
         return Estimate(along.value + last * plain.value, along.error + np.abs(last) * plain.error)
 
 
-def _spread(tasks: Sequence[_Task]) -> list[_Task]:
+def _spread(tasks: Sequence[Task]) -> list[Task]:
     """At most eight of them, evenly spaced."""
     return list(tasks[:: max(1, -(-len(tasks) // 8))])
 

@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,7 @@ def train(
     progress: Callable[[Step], None] | None = None,
     checkpoint: Callable[[Training], None] | None = None,
     resume: Training | None = None,
+    executor: Executor | None = None,
 ) -> Fitted:
     """Learn a feature model and an encoder for f(x1), x1 ~ p1, by minimising the profile loss over the encoder.
 
@@ -114,6 +116,7 @@ def train(
         progress: called with each accepted step
         checkpoint: called with the state of the run after each accepted step and at the end of each leg
         resume: such a state, to go on from; the result has the same bytes as without the interruption
+        executor: to make the sums over pairs, as in `SpectralExpectations`; it is no part of the state
 
     Raises InputError for unknown families or counts that do not fit, and UnsupportedError where the loss cannot be evaluated
     at a start.
@@ -125,7 +128,7 @@ def train(
         attempts = _attempts(layer, p1, mean, covariance, features, family, prior, starts, encoder)
         state = Training(attempts, max(tol, _COARSE))
     keep = checkpoint or (lambda state: None)
-    run = _Run(layer, p1, kernels, mean, covariance, floor, tol, iterations, rounds, state, progress, keep)
+    run = _Run(layer, p1, kernels, mean, covariance, floor, tol, iterations, rounds, state, progress, keep, executor)
     while not state.message:
         run.leg()
     kept = state.attempts[state.at]
@@ -133,7 +136,7 @@ def train(
     message = state.message + _bound(problem, floor, noise_floor is None, layer, p1)
     return Fitted(
         problem,
-        loss_terms(kernels, problem, tol),
+        loss_terms(kernels, problem, tol, executor),
         tuple(step for step in state.history if step.start == state.at),
         message,
         tuple(state.attempts),
@@ -212,19 +215,22 @@ class _Run:
         state: Training,
         progress: Callable[[Step], None] | None,
         keep: Callable[[Training], None],
+        executor: Executor | None,
     ) -> None:
         self.layer, self.p1, self.kernels, self.mean, self.covariance = layer, p1, kernels, mean, covariance
         self.floor, self.tol, self.iterations, self.rounds = floor, tol, iterations, rounds
-        self.state, self.progress, self.keep = state, progress, keep
+        self.state, self.progress, self.keep, self.executor = state, progress, keep, executor
         self.begun = time.perf_counter() - state.elapsed
 
     def _objective(self, encoder: Encoder) -> ProfileObjective:
         coordinates = EncoderCoordinates(encoder, self.mean, self.covariance)
-        return ProfileObjective(self.layer, self.p1, self.kernels, coordinates, self.state.tol, self.floor)
+        return ProfileObjective(
+            self.layer, self.p1, self.kernels, coordinates, self.state.tol, self.floor, executor=self.executor
+        )
 
     def problem_of(self, attempt: Attempt) -> Problem:
         """The attempt's encoder with its best decoder and priors."""
-        law = SpectralExpectations(self.layer, self.p1, attempt.encoder, tol=0.3 * self.tol)
+        law = SpectralExpectations(self.layer, self.p1, attempt.encoder, tol=0.3 * self.tol, executor=self.executor)
         return Problem(self.layer, self.p1, best_model(law, self.kernels, attempt.encoder, self.floor), attempt.encoder)
 
     def leg(self) -> None:
@@ -404,10 +410,12 @@ def time_left(history: Sequence[Step], tol: float) -> float | None:
 # ------------------------------------------------------------------ what was found
 
 
-def loss_terms(kernels: TrainingKernels, problem: Problem, tol: float) -> dict[str, Estimate]:
+def loss_terms(
+    kernels: TrainingKernels, problem: Problem, tol: float, executor: Executor | None = None
+) -> dict[str, Estimate]:
     """The terms to tol, asked for more where an error misses it at first."""
     for sharper in (1.0, 0.1, 0.003):
-        terms = kernels.evaluate(SpectralExpectations.for_problem(problem, tol * sharper), problem)
+        terms = kernels.evaluate(SpectralExpectations.for_problem(problem, tol * sharper, executor=executor), problem)
         if all(e.error <= tol * max(1.0, abs(float(e.value))) for e in terms.values()):
             break
     return terms

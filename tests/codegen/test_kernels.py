@@ -14,6 +14,7 @@ import pytest
 
 from elbotree.codegen import compile_psi, generate
 from elbotree.derivation import derive
+from elbotree.derivation.activations import definition
 from elbotree.derivation.tree import NODE_NAMES
 from elbotree.runtime import Bernoulli, Discrete, Encoder, Exponential, FeatureModel, Layer, Normal, Posterior, Problem
 from elbotree.runtime.activations import set_compiler
@@ -21,7 +22,7 @@ from elbotree.runtime.errors import InputError
 
 from .finite import Feature, FiniteExpectations, elbo
 
-set_compiler(compile_psi)
+set_compiler(compile_psi, definition)
 
 FAMILIES = ("bernoulli", "normal", "normal_scale", "exponential", "tilted")
 POINTS, BASE, MASSES = np.array([-1.0, 0.0, 2.0]), np.array([0.3, 0.5, 0.2]), np.array([0.25, 0.45, 0.3])

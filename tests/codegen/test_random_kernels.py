@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elbotree.codegen import compile_psi, generate
+from elbotree.derivation.activations import definition
 from elbotree.runtime import Encoder, FeatureModel, Layer, Normal, Posterior, Problem
 from elbotree.runtime.activations import set_compiler
 from elbotree.runtime.priors import Discrete
@@ -20,7 +21,7 @@ from elbotree.runtime.priors import Discrete
 from .finite import Feature, FiniteExpectations, elbo
 from .test_kernels import FAMILIES, make_features, prior_of
 
-set_compiler(compile_psi)
+set_compiler(compile_psi, definition)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,384 @@
+"""Sums over pairs by executors: the same bits as in this process, whoever makes them, and a clear error where nobody can.
+`tests/elbotree/test_cluster.py` does the same on Dask and MPI."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import elbotree as et
+from elbotree.runtime import executors, pair_lattices
+from elbotree.runtime.executors import Job
+from elbotree.runtime.pair_blocks import LawData, Workbench
+from elbotree.runtime.spectral import SpectralExpectations
+from tests.reference.problems import problem as reference
+
+Answering = Callable[[Job], object]
+
+
+def problem(psi: str = "relu", n: int = 6) -> et.Problem:
+    """Features of several families, two of which see nearly the same: their pair has little noise of its own."""
+    rng = np.random.default_rng(1)
+    B = np.eye(n) + 0.3 * rng.standard_normal((n, n))
+    rows = 5.0 * np.linalg.inv(B)
+    rows[1] = rows[0] + 0.05 * rng.standard_normal(n)
+    on = et.Bernoulli(0.2)
+    posteriors = [et.Posterior("bernoulli", row[None, :], [-2.0]) for row in rows]
+    posteriors[2] = et.Posterior("tilted", rows[2][None, :], [0.0], precision=3.0, base=on)
+    posteriors[3] = et.Posterior("exponential", 0.3 * rows[3][None, :], [0.0])
+    priors: list[et.Prior] = [on] * n
+    priors[3] = et.Exponential(0.3)
+    return et.Problem(
+        et.Layer(np.eye(n), rng.standard_normal(n), rng.standard_normal(n) / np.sqrt(n), psi),
+        et.FeatureModel(B, [on, et.Laplace(0.0, 0.3), *[on] * (n - 2)], 0.2),
+        et.FeatureModel(B, priors, 0.3),
+        et.Encoder(posteriors),
+    )
+
+
+def bits(given: et.Problem, executor: Executor | None = None, tol: float = 1e-5) -> bytes:
+    """Values, errors and the gradient, to the last bit."""
+    found = et.gradient(given, tol=tol, executor=executor)
+    parts = [number for term in found.values.values() for number in (term.value, term.error)]
+    arrays = [array for part in (*found["C"], *found["bias"], found["B"]) for array in (part.value, part.error)]
+    arrays += [np.asarray(own[name].value) for own in found["parameters"] for name in sorted(own)]
+    return np.concatenate([np.array(parts, dtype=float), *(array.ravel() for array in arrays)]).tobytes()
+
+
+class Inline(Executor):
+    """Runs each job at once, through a function of the test's."""
+
+    def __init__(self, answer: Answering = executors.work) -> None:
+        self.answer, self.jobs = answer, list[Job]()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.jobs.append(args[0])
+        try:
+            future.set_result(self.answer(args[0]))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Executor]:
+    """Two processes that have inherited nothing."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+# ------------------------------------------------------------------ the same bits
+
+
+@pytest.mark.parametrize("psi", ["relu", "tanh", "identity"])
+def test_processes_give_the_same_bits(psi: str, processes: Executor) -> None:
+    expected = bits(problem(psi))
+    assert bits(problem(psi), processes) == expected
+    assert bits(problem(psi), processes) == expected  # by workers that know the law
+
+
+def test_compiled_loops_give_the_same_bits(processes: Executor) -> None:
+    """At a size where they are taken, with pairs that need a second lattice."""
+    given = problem(n=12)
+    assert SpectralExpectations.for_problem(given, 1e-5, 1e-5)._compiled
+    expected = bits(given)
+    assert bits(given, processes) == expected
+    with ThreadPoolExecutor(3) as threads:
+        assert bits(given, threads) == expected
+
+
+@pytest.mark.parametrize("name", ["hardtanh-mixed", "parallel"])
+def test_other_families_priors_and_parallel_rows_give_the_same_bits(name: str, processes: Executor) -> None:
+    given = et.Problem.from_dict(reference(name))
+    assert bits(given, processes) == bits(given)
+
+
+def test_a_psi_that_was_registered_here_travels_as_its_expression(processes: Executor) -> None:
+    et.register_psi("known_here_only", "min(max(b, 0), 1)**2 + tanh(b)/5")
+    assert bits(problem("known_here_only"), processes) == bits(problem("known_here_only"))
+
+
+def test_training_gives_the_same_bytes(processes: Executor) -> None:
+    given = problem()
+    here, there = (
+        et.fit(given.layer, given.input, 4, "bernoulli", tol=1e-3, iterations=3, executor=executor)
+        for executor in (None, processes)
+    )
+    assert here.problem.to_dict() == there.problem.to_dict()
+    assert [(step.loss, step.error) for step in here.history] == [(step.loss, step.error) for step in there.history]
+    assert here.message == there.message
+
+
+def test_a_network_is_trained_with_an_executor() -> None:
+    given, counted = problem(n=4), Inline()
+    chains = [
+        et.fit_network([given.layer], given.input, tol=1e-2, iterations=2, executor=executor)
+        for executor in (None, counted)
+    ]
+    np.testing.assert_array_equal(chains[0].models[0].B, chains[1].models[0].B)
+    assert counted.jobs
+
+
+# ------------------------------------------------------------------ whoever makes them
+
+
+def test_workers_that_keep_nothing_make_everything_anew() -> None:
+    """As one that was started again, or joined late, for each block: neither law nor lattices."""
+
+    def forgetful(job: Job) -> object:
+        answer = executors.work(job)
+        if not isinstance(answer, executors.Unknown):
+            executors._benches.clear()
+            executors._laws.clear()
+        return answer
+
+    executors._laws.clear()
+    executors._benches.clear()
+    assert bits(problem(), Inline(forgetful)) == bits(problem())
+
+
+def test_lattices_that_are_not_kept_are_made_anew_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = bits(problem())
+    made = []
+    original = pair_lattices.PairLattice.__init__
+
+    def counting(self: Any, *args: Any) -> None:
+        made.append(args)
+        original(self, *args)
+
+    monkeypatch.setattr(pair_lattices.PairLattice, "__init__", counting)
+    assert bits(problem()) == expected
+    kept = len(made)
+    monkeypatch.setattr(Workbench, "_keep", lambda *args: None)
+    assert bits(problem()) == expected
+    assert len(made) > 2 * kept - kept  # otherwise nothing was forgotten
+
+
+def test_a_workbench_keeps_no_more_than_it_may() -> None:
+    jobs = Inline()
+    et.gradient(problem(), tol=1e-4, executor=jobs)
+    blocks = [job.block for job in jobs.jobs if job.law is not None]
+    law = next(job.law for job in jobs.jobs if job.law is not None)
+    bench = Workbench(law.built())
+    answers = [bench.work(block) for block in blocks]
+    whole = bench.bytes
+    small = Workbench(law.built())
+    for block, answer in zip(blocks, answers, strict=True):
+        again = small.work(block, whole // 3)
+        np.testing.assert_array_equal(again.values, answer.values)
+        assert small.bytes <= whole // 3
+    assert 0 < small.bytes < whole
+
+
+def test_a_worker_remembers_a_bounded_number_of_laws() -> None:
+    for seed in range(6):
+        p = problem()
+        p1 = et.FeatureModel(p.input.B, p.input.priors, 0.2 + 0.01 * seed)
+        et.evaluate(et.Problem(p.layer, p1, p.model, p.encoder), tol=1e-3, executor=Inline())
+    assert len(executors._laws) <= 4
+    assert len(executors._benches) <= 4
+
+
+def test_the_law_travels_with_the_first_blocks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_CARRYING", 2)  # of six blocks
+    jobs = Inline()
+    et.evaluate(problem(), tol=1e-2, executor=jobs)
+    assert [job.law is not None for job in jobs.jobs] == [True, True, False, False, False, False]
+    jobs.jobs.clear()
+    et.evaluate(problem(), tol=1e-2, executor=jobs)
+    assert not any(job.law is not None for job in jobs.jobs)
+
+
+def test_a_law_is_sent_once_to_a_worker_that_asks() -> None:
+    """However many of its blocks come back before the one that carries it."""
+    asking = [True]
+
+    def late(job: Job) -> object:
+        if job.law is None and asking[0]:
+            return executors.Unknown("late")
+        asking[0] = False
+        return executors.work(job)
+
+    jobs = Inline(late)
+    jobs.answer = executors.work
+    et.evaluate(problem(), tol=1e-3, executor=jobs)  # so that the law counts as sent
+    jobs.answer = late
+    jobs.jobs.clear()
+    assert et.evaluate(problem(), tol=1e-3, executor=jobs)["L"].value == et.evaluate(problem(), tol=1e-3)["L"].value
+    assert sum(job.law is not None for job in jobs.jobs) == 1
+
+
+def test_blocks_do_not_depend_on_who_walks_them() -> None:
+    two = [Inline(), Inline()]
+    for jobs in two:
+        et.evaluate(problem(), tol=1e-4, executor=jobs)
+    shapes = [[[pair for pair, _, _ in job.block.pairs] for job in jobs.jobs] for jobs in two]
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0]) == 6  # six features, two a side
+
+
+# ------------------------------------------------------------------ what goes wrong
+
+
+def test_a_task_that_fails_is_tried_again() -> None:
+    failed: set[int] = set()
+
+    def failing_once(job: Job) -> object:
+        first = min(pair for pair, _, _ in job.block.pairs)[1]
+        if first not in failed:
+            failed.add(first)
+            raise MemoryError("no memory here")
+        return executors.work(job)
+
+    assert bits(problem(), Inline(failing_once)) == bits(problem())
+    assert failed
+
+
+def test_a_task_that_fails_again_and_again_ends_with_an_error_that_says_so() -> None:
+    def failing(job: Job) -> object:
+        raise MemoryError("no memory here")
+
+    with pytest.raises(
+        et.ExecutorError, match=r"executor Inline stopped working after 0 blocks .*MemoryError: no memory here"
+    ):
+        et.evaluate(problem(), tol=1e-4, executor=Inline(failing))
+
+
+def test_an_error_of_the_problem_is_the_same_as_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_lattices, "MAX_POINTS", 10.0)
+    for executor in (None, Inline()):
+        with pytest.raises(et.UnsupportedError, match=r"would need .* lattice points"):
+            et.evaluate(problem(), tol=1e-4, executor=executor)
+
+
+def test_what_would_be_too_dear_is_refused_before_the_work(processes: Executor) -> None:
+    with pytest.raises(et.CostError, match="more than max_seconds"):
+        et.evaluate(problem(), tol=1e-4, max_seconds=1e-7, executor=processes)
+    assert et.evaluate(problem(), tol=1e-4, max_seconds=3600, max_memory=2**30, executor=processes)
+
+
+def test_a_killed_process_ends_the_work_with_an_error() -> None:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        victim = pool.submit(os.getpid).result()
+        walk = et.evaluate(problem(), tol=1e-2, executor=pool)
+        assert walk
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(et.ExecutorError, match=r"ProcessPoolExecutor stopped working .* make a new executor"):
+            et.evaluate(problem(), tol=1e-4, executor=pool)
+
+
+class Killing(ProcessPoolExecutor):
+    """Its processes are killed when a number of jobs have been given out."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(2, mp_context=multiprocessing.get_context("spawn"))
+        self.left = after
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.left -= 1
+        if self.left == 0:
+            for process in list(self._processes.values()):
+                os.kill(process.pid, signal.SIGKILL)
+        return super().submit(fn, *args, **kwargs)
+
+
+def test_a_fit_whose_workers_are_killed_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path: Path) -> None:
+    given = problem(n=4)
+
+    def fit(executor: Executor | None, **more: Any) -> et.Fit:
+        return et.fit(
+            given.layer, given.input, 4, "bernoulli", tol=1e-3, iterations=3, rounds=1, executor=executor, **more
+        )
+
+    whole = fit(None)
+    with Killing(15) as pool, pytest.raises(et.ExecutorError, match="checkpoint"):
+        fit(pool, checkpoint=tmp_path)
+    resumed = fit(Inline(), checkpoint=tmp_path, resume=True)
+    assert list(tmp_path.iterdir())
+    np.testing.assert_array_equal(resumed.model.B, whole.model.B)
+    assert resumed.values["L"].value == whole.values["L"].value
+    assert [step.loss for step in resumed.history] == [step.loss for step in whole.history]
+
+
+def test_an_executor_that_was_shut_down_is_an_error() -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(et.ExecutorError, match="ThreadPoolExecutor stopped working"):
+        et.evaluate(problem(), tol=1e-3, executor=pool)
+
+
+def test_work_that_is_interrupted_leaves_no_jobs_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Holding(Executor):
+        def __init__(self) -> None:
+            self.held = list[Future[Any]]()
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.held.append(Future())
+            return self.held[-1]
+
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SpectralExpectations, "_meet", interrupted)
+    holding = Holding()
+    with pytest.raises(KeyboardInterrupt):
+        et.evaluate(problem(), tol=1e-3, executor=holding)
+    assert len(holding.held) == 6
+    assert all(future.cancelled() for future in holding.held)
+
+
+# ------------------------------------------------------------------ what would be a wrong number
+
+
+def carried(given: et.Problem) -> LawData:
+    jobs = Inline()
+    et.evaluate(given, tol=1e-3, executor=jobs)
+    return next(job.law for job in jobs.jobs if job.law is not None)
+
+
+def test_a_psi_that_means_something_else_there_is_refused() -> None:
+    law = carried(problem("tanh"))
+    assert law.psi is not None
+    assert law.built()
+    other = dataclasses.replace(law, psi=dataclasses.replace(law.psi, text="sigmoid"))
+    with pytest.raises(et.ExecutorError, match=r"psi 'sigmoid' does not mean the same .* other values"):
+        other.built()
+    unknown = dataclasses.replace(law, psi=dataclasses.replace(law.psi, text="unknown_there"))
+    with pytest.raises(et.ExecutorError, match=r"'unknown_there' does not mean the same .* not a known name"):
+        unknown.built()
+
+
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Inline()
+    et.evaluate(problem(), tol=1e-3, executor=jobs)
+    old = dataclasses.replace(jobs.jobs[0], version="0.0.1")
+    with pytest.raises(et.ExecutorError, match=r"a worker has elbotree .*, and this process 0\.0\.1"):
+        executors.work(old)
+
+
+def test_the_key_of_a_law_is_its_content() -> None:
+    assert carried(problem()).key == carried(problem()).key
+    assert carried(problem()).key != carried(problem("tanh")).key
+    law = carried(problem())
+    assert dataclasses.replace(law, noise=law.noise * (1 + 1e-15)).key != law.key
+
+
+@pytest.mark.parametrize("what", [4, "tcp://host:8786", [], ThreadPoolExecutor])
+def test_what_is_no_executor_is_refused(what: Any) -> None:
+    with pytest.raises(et.InputError, match=r"`executor` is a .*; it must be a concurrent\.futures executor"):
+        et.evaluate(problem(), tol=1e-3, executor=what)
+
+
+def test_the_grid_takes_no_executor() -> None:
+    with pytest.raises(et.InputError, match="executor makes sums over pairs"):
+        et.evaluate(problem(), method="grid", executor=Inline())
