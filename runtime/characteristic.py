@@ -332,6 +332,18 @@ class Lattice:
         for rows in self.blocks():
             over_n, over_k = self._gaussian(rows)
             phi, dphi, ddphi = self._factors(rows, 2)
+            block = base(rows, 1)[0]
+            if self.compiled:
+                count = rows.stop - rows.start
+                by_source = np.empty((count, m), dtype=np.complex128)
+                X, X_dot, by_k_dot = (np.empty(count, dtype=np.complex128) for _ in range(3))
+                self._loops().walk_second_moments(
+                    phi, dphi, ddphi, tau, over_n, self.modes[rows] @ (noise_steps @ direction), over_k,
+                    (noise_b @ direction) * k, self.limits[rows], np.ascontiguousarray(block), by_source, X, X_dot, by_k_dot,
+                )  # fmt: skip
+                omega = X_dot[:, None] * (self.modes[rows] @ noise_steps) + np.multiply.outer(by_k_dot, noise_b)
+                Z[rows] = -(by_source @ law.loadings.T) + omega + np.multiply.outer(X, noise_v)
+                continue
             gauss = np.multiply.outer(over_n, over_k).astype(np.complex128)
             gauss_dot = -gauss * np.add.outer(self.modes[rows] @ (noise_steps @ direction), (noise_b @ direction) * k)
             prefix, prefix_dot = np.empty_like(phi), np.empty_like(phi)
@@ -345,7 +357,6 @@ class Lattice:
                 left, left_dot = prefix[i] * dphi[i], prefix_dot[i] * dphi[i] + prefix[i] * (tau[i] * ddphi[i])
                 prefix_dot[i] = left_dot * suffix + left * suffix_dot
                 suffix, suffix_dot = suffix * phi[i], suffix_dot * phi[i] + suffix * (tau[i] * dphi[i])
-            block = base(rows, 1)[0]
             by_source = np.matmul(prefix_dot.transpose(1, 0, 2), block[..., None])[..., 0]
             terms_dot = block * running_dot
             omega = terms_dot.sum(axis=1)[:, None] * (self.modes[rows] @ noise_steps)

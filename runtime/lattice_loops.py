@@ -273,6 +273,51 @@ def walk_moments(
 
 
 @_jit
+def walk_second_moments(
+    phi: Any, slope: Any, curve: Any, tau: Any, over_n: Any, over_n_dot: Any, over_k: Any, over_k_dot: Any, limits: Any,
+    base: Any, by_source: Any, X: Any, X_dot: Any, by_k_dot: Any,
+) -> None:  # fmt: skip
+    """The sums of `Lattice.second_moments` from the sources' factors phi, phi' and phi'' (m, N, K), in dual numbers.
+
+    The dual part of a factor is tau_i phi_i', that of the Gaussian one -(over_n_dot[n] + over_k_dot[k]) times it. base
+    (N, K); by_source (N, m) = sum_k base (prod_{l != i} phi_l phi_i')_dot, X (N,) = sum_k base prod phi, X_dot (N,) and
+    by_k_dot (N,) = sum_k base (prod phi)_dot, the latter times k.
+    """
+    m, N, K = phi.shape
+    half = K // 2
+    before, before_dot = np.empty((m + 1, K), dtype=np.complex128), np.empty((m + 1, K), dtype=np.complex128)
+    after, after_dot = np.empty(K, dtype=np.complex128), np.empty(K, dtype=np.complex128)
+    for n in range(N):
+        lo, hi = np.uint64(half - limits[n]), np.uint64(half + limits[n] + 1)
+        for k in range(lo, hi):
+            before[0, k] = over_n[n] * over_k[k]
+            before_dot[0, k] = -before[0, k] * (over_n_dot[n] + over_k_dot[k])
+        for i in range(m):
+            for k in range(lo, hi):
+                before[i + 1, k] = before[i, k] * phi[i, n, k]
+            for k in range(lo, hi):
+                before_dot[i + 1, k] = before_dot[i, k] * phi[i, n, k] + before[i, k] * (tau[i] * slope[i, n, k])
+        total, total_dot, total_k = 0j, 0j, 0j
+        for k in range(lo, hi):
+            after[k], after_dot[k] = base[n, k], 0.0
+            total += base[n, k] * before[m, k]
+            total_dot += base[n, k] * before_dot[m, k]
+            total_k += (np.int64(k) - half) * base[n, k] * before_dot[m, k]
+        X[n], X_dot[n], by_k_dot[n] = total, total_dot, total_k
+        for i in range(m - 1, -1, -1):
+            total = 0j
+            for k in range(lo, hi):
+                left = before[i, k] * slope[i, n, k]
+                left_dot = before_dot[i, k] * slope[i, n, k] + before[i, k] * (tau[i] * curve[i, n, k])
+                total += left_dot * after[k] + left * after_dot[k]
+            by_source[n, i] = total
+            for k in range(lo, hi):
+                after_dot[k] = after_dot[k] * phi[i, n, k] + after[k] * (tau[i] * slope[i, n, k])
+            for k in range(lo, hi):
+                after[k] *= phi[i, n, k]
+
+
+@_jit
 def linear_base(
     center: Any,
     theta: Any,

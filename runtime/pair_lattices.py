@@ -453,21 +453,9 @@ class PairLattice:
         assert self._sums is not None
         X, terms, by_source, by_k = self._sums
         c = coefficients[self._part]
-        law, shared, R = self.law, self.shared, self.degree
-        rows, columns = c.shape
-        p, q = (self.first + np.arange(rows)).astype(float), np.arange(columns).astype(float)
-        weighted = c[:, None, :] * np.vander(q, R + 1, increasing=True).T[None]
-        over_q = np.matmul(weighted, terms)  # (rows, b, K)
-        W = np.tensordot(np.vander(p, R + 1, increasing=True).astype(np.complex128), over_q, axes=(0, 0))  # (a, b, K)
-        sources = np.zeros(len(law.priors), dtype=np.complex128)
-        middle = shared.b_modes
-        A, B = self.A[self.merged], self.B[self.merged]
-        for m in range(R + 1):
-            slopes = (m + 1) * shared.weak.coefficients[
-                m + 1, self.merged, middle - self.reach : middle + self.reach + 1
-            ]
-            met = slopes @ np.stack([W[a, m - a] for a in range(m + 1)], axis=1)
-            sources[self.merged] += np.einsum("ia,ai->i", met, _loads(m, A, B))
+        law, shared = self.law, self.shared
+        p, q = (self.first + np.arange(c.shape[0])).astype(float), np.arange(c.shape[1]).astype(float)
+        sources = self._merged_slopes(c, terms)
         sources[~self.merged] = np.tensordot(by_source, c, axes=2)
         sum_p, sum_q = np.sum(c * X[0] * p[:, None]), np.sum(c * X[0] * q)
         omega = np.array([sum_p, sum_q]) @ self._V + np.sum(c * by_k) * shared.b_step
@@ -475,3 +463,27 @@ class PairLattice:
         if shared.transform is not None:
             out = out + np.sum(c * X[1]) * shared.w
         return np.asarray(out.real)
+
+    def _merged_slopes(self, c: ComplexArray, terms: ComplexArray) -> ComplexArray:
+        """sum over modes of c sum_k terms phi_i' / phi_i for the merged sources, 0 for the others, (m,)."""
+        out = np.zeros(len(self.law.priors), dtype=np.complex128)
+        weak, R, begin = self.shared.weak, self.degree, self.shared.b_modes - self.reach
+        if self.shared.compiled:
+            from elbotree.runtime import pair_loops
+
+            merged_slopes: Any = pair_loops.merged_slopes
+            chosen = np.nonzero(self.merged)[0]
+            merged_slopes(
+                np.ascontiguousarray(c), terms, self.first, R, chosen, self.A, self.B, weak.coefficients, begin, out
+            )
+            return out
+        p, q = (self.first + np.arange(c.shape[0])).astype(float), np.arange(c.shape[1]).astype(float)
+        weighted = c[:, None, :] * np.vander(q, R + 1, increasing=True).T[None]
+        over_q = np.matmul(weighted, terms)  # (rows, b, K)
+        W = np.tensordot(np.vander(p, R + 1, increasing=True).astype(np.complex128), over_q, axes=(0, 0))  # (a, b, K)
+        A, B = self.A[self.merged], self.B[self.merged]
+        for m in range(R + 1):
+            slopes = (m + 1) * weak.coefficients[m + 1, self.merged, begin : begin + terms.shape[2]]
+            met = slopes @ np.stack([W[a, m - a] for a in range(m + 1)], axis=1)
+            out[self.merged] += np.einsum("ia,ai->i", met, _loads(m, A, B))
+        return out

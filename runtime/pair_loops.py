@@ -516,3 +516,53 @@ def walk_pair(
                 rotate, table_row, table_length, table_step, tables, phases, pieces, step, length, base, X, terms,
                 by_source, by_k,
             )  # fmt: skip
+
+
+@_jit
+def merged_slopes(
+    c: Any, terms: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any, begin: int, out: Any
+) -> None:
+    """out[i] = sum over modes of c[p, q] sum_k terms[p, q, k] T_i'(p A_i + q B_i; k) for the sources i in `chosen`, T_i their
+    parts of the polynomial: sum_m coefficients[m, i] delta^m, m <= degree + 1, the first of the K frequencies at `begin`."""
+    rows, columns, K = terms.shape
+    R = degree
+    met = np.zeros((R + 1, R + 1, 2, K))  # sum c p^a q^b terms, a + b <= R
+    over_q, term = np.empty((R + 1, 2, K)), np.empty((2, K))
+    for row in range(rows):
+        over_q[:] = 0.0
+        for q in range(columns):
+            re, im = c[row, q].real, c[row, q].imag
+            if re == 0.0 and im == 0.0:
+                continue
+            for k in range(K):
+                term[0, k] = re * terms[row, q, k].real - im * terms[row, q, k].imag
+            for k in range(K):
+                term[1, k] = re * terms[row, q, k].imag + im * terms[row, q, k].real
+            power = 1.0
+            for b in range(R + 1):
+                for k in range(K):
+                    over_q[b, 0, k] += power * term[0, k]
+                    over_q[b, 1, k] += power * term[1, k]
+                power *= q
+        power = 1.0
+        for a in range(R + 1):
+            for b in range(R + 1 - a):
+                for k in range(K):
+                    met[a, b, 0, k] += power * over_q[b, 0, k]
+                    met[a, b, 1, k] += power * over_q[b, 1, k]
+            power *= first + row
+    for i in chosen:
+        total_re, total_im = 0.0, 0.0
+        for m in range(R + 1):
+            binomial = m + 1.0
+            for a in range(m + 1):
+                load = binomial * A[i] ** a * B[i] ** (m - a)
+                re, im = 0.0, 0.0
+                for k in range(K):
+                    x, y = coefficients[m + 1, i, begin + k].real, coefficients[m + 1, i, begin + k].imag
+                    re += x * met[a, m - a, 0, k] - y * met[a, m - a, 1, k]
+                    im += x * met[a, m - a, 1, k] + y * met[a, m - a, 0, k]
+                total_re += load * re
+                total_im += load * im
+                binomial *= (m - a) / (a + 1.0)
+        out[i] = total_re + 1j * total_im

@@ -456,7 +456,7 @@ MUTATIONS = (
     Mutation("pairs.zeros", PAIRS, "by_degree[:, ~self.weak.usable] = np.inf", "pass", PAIR_TESTS),
     Mutation("pairs.rounding", PAIRS, "costs[1:][self.unit * rounding[1:] > 0.2 * budget] = np.inf", "", PAIR_TESTS),
     Mutation("pairs.center", PAIRS, "limits + off_center, shared", "limits, shared", PAIR_TESTS),
-    Mutation("pairs.slope", PAIRS, "slopes = (m + 1) * shared", "slopes = m * shared", PAIR_TESTS),
+    Mutation("pairs.slope", PAIRS, "slopes = (m + 1) * weak", "slopes = m * weak", PAIR_TESTS),
     Mutation("pairs.derivative", PAIRS, "c * X[1]) * shared.w", "c * X[0]) * shared.w", PAIR_TESTS),
     Mutation("weak.mean", WEAK, "made[:, 1] -= 1j * mean", "made[:, 1] += 1j * mean", PAIR_TESTS),
     Mutation("weak.radius", WEAK, "radius ** -np.arange(ORDERS)", "radius ** np.arange(ORDERS)", PAIR_TESTS),
@@ -466,7 +466,15 @@ MUTATIONS = (
     Mutation(
         "loops.generator", LOOPS, "+= of_p[a, i] * S[i, b, k].imag", "-= of_p[a, i] * S[i, b, k].imag", PAIR_TESTS
     ),
+    Mutation("loops.slopes", LOOPS, "binomial = m + 1.0", "binomial = 1.0", PAIR_TESTS),
     Mutation("loops.taylor", LOOPS, "z * (1 / 3 + z2", "z * (1 / 2 + z2", PAIR_TESTS),
+    Mutation(
+        "loops.dual",
+        "runtime/lattice_loops.py",
+        "total += left_dot * after[k] + left * after_dot[k]",
+        "total += left_dot * after[k]",
+        "tests/runtime/test_lattice_loops.py",
+    ),
     # -- the cache
     Mutation("cache.owner", CACHE, "and found.st_uid == os.geteuid() ", "", CACHE_TESTS),
     Mutation("cache.mode", CACHE, "and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)", "", CACHE_TESTS),

@@ -65,6 +65,10 @@ def test_compiled_walk_equals_the_numpy_walk(priors: tuple[Prior, ...]) -> None:
     np.testing.assert_allclose(Y_fast, Y, atol=1e-11 * np.abs(Y).max(), rtol=0)
     only = fast.values(lambda rows, powers: full[:powers, rows], 2)
     np.testing.assert_allclose(only, X[:2], atol=1e-12 * scale, rtol=0)
+    direction = np.random.default_rng(2).standard_normal(len(made.law.mean))
+    Z = made.second_moments(lambda rows, powers: inside[:powers, rows], direction)
+    Z_fast = fast.second_moments(lambda rows, powers: full[:powers, rows], direction)
+    np.testing.assert_allclose(Z_fast, Z, atol=1e-12 * np.abs(Z).max(), rtol=0)
 
 
 def test_limits_leave_out_only_what_the_gaussian_factor_makes_small() -> None:
