@@ -235,12 +235,16 @@ class Lattice:
             t_n, t_k = modes @ across[:, index], np.multiply.outer(along[index], k)
             if isinstance(prior, Discrete | Bernoulli):
                 atoms, masses = prior.atoms
+                made = np.zeros((order + 1, len(index), N, K), dtype=np.complex128)
                 for i, a in enumerate(atoms - prior.mean()):
                     # exp(i t a) is a product over the axes: one multiplication a point instead of one exponential.
                     e = np.exp(1j * a * t_n).T[:, :, None] * (masses[i] * np.exp(1j * a * t_k))[:, None, :]
                     for level in range(order + 1):
-                        term = e if level == 0 else (1j * a) ** level * e
-                        out[level][index] = term if i == 0 else out[level][index] + term
+                        made[level] += e
+                        if level < order:
+                            e *= 1j * a
+                for level in range(order + 1):
+                    out[level][index] = made[level]
             else:
                 t = t_n.T[:, :, None] + t_k[:, None, :]
                 shift = np.exp(-1j * prior.mean() * t)

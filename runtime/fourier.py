@@ -88,7 +88,11 @@ class Series:
 
     def grown(self, P: int) -> ComplexArray:
         """The coefficients for |p| <= P, zero beyond the cut."""
-        return self.coefficients if P <= self.P else np.pad(self.coefficients, P - self.P)
+        if P <= self.P:
+            return self.coefficients
+        out = np.zeros(2 * P + 1, dtype=np.complex128)
+        out[P - self.P : P + self.P + 1] = self.coefficients
+        return out
 
 
 class Spectrum:

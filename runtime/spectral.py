@@ -149,6 +149,7 @@ class SpectralExpectations:
         threads = threads or os.cpu_count() or 1
         self.pairs = Pairs(self.output, encoder, self._compiled, gradient_tol is not None, threads, executor)
         self._coordinates: dict[tuple[int, int], Coordinate] = {}
+        self._constants: dict[tuple[int, int], float | None] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
         self._paddings: dict[tuple[int, int, int, int], int] = {}
         self._singles: dict[int, Frame] = {}
@@ -290,8 +291,11 @@ class SpectralExpectations:
 
     def _fixed(self, j: int, r: int) -> float | None:
         """The value of a coordinate that does not vary; None for one that does."""
-        lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(0))
-        return 0.5 * (lo + hi) if hi - lo <= 1e-13 * max(1.0, abs(lo), abs(hi)) else None
+        if (j, r) not in self._constants:
+            lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(0))
+            still = hi - lo <= 1e-13 * max(1.0, abs(lo), abs(hi))
+            self._constants[j, r] = 0.5 * (lo + hi) if still else None
+        return self._constants[j, r]
 
     def _row(self, g: Integrand) -> tuple[Array, float]:
         if not g.uses:
