@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := elbotree derivation codegen runtime
 CHECKED := $(SOURCES) tests examples docs $(wildcard benchmarks)
 
-.PHONY: demo test faults browser docs pages package figures check format bench mutate clean help
+.PHONY: demo test faults fuzz browser docs pages package figures check format bench mutate clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -37,6 +37,10 @@ test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
 
 faults: $(VENV)/.installed-test  ## kill runs 200 times each, flip every byte of checkpoints, fill disks (minutes; disks need root)
 	ELBOTREE_KILLS=200 ELBOTREE_FLIPS=-1 $(BIN)/python -m pytest tests/stress/test_faults.py -rsP
+
+fuzz: $(VENV)/.installed-fuzz  ## bad input: thousands of examples of each property, then fuzzers guided by coverage (half an hour)
+	ELBOTREE_EXAMPLES=50 $(BIN)/python -m pytest tests/stress/test_input.py
+	for way in psi problem arrays folder onnx; do $(BIN)/python -m tests.stress.fuzz $$way --seconds 60 || exit 1; done
 
 browser: $(VENV)/.installed-browser-test  ## test the report in a real browser (needs chromium and its driver)
 	$(BIN)/python -m pytest tests/browser -rs

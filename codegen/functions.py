@@ -89,6 +89,9 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
         order, x = expr.args
         return f"special.digamma({self._print(x)})" if order == 0 else f"special.polygamma({order}, {self._print(x)})"
 
+    def _print_Integer(self, expr: sp.Expr) -> str:
+        return str(expr.p) if abs(expr.p) < 2**53 else repr(float(expr.p))  # numpy has no functions of larger ints
+
     def _print_Rational(self, expr: sp.Expr) -> str:
         """The nearest double, correctly rounded."""
         return repr(int(expr.p) / int(expr.q))

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from sympy.core.relational import Relational
 
 from elbotree.derivation.deadline import within
 from elbotree.derivation.grammar import FUNCTIONS, WORDS, B, nearest, parse_psi
-from elbotree.derivation.special import elementary
+from elbotree.derivation.special import elementary, value_at
 from elbotree.derivation.spelling import spell
 from elbotree.runtime.errors import InputError, UnsupportedError
 
@@ -59,6 +59,9 @@ _SHIPPED = {
 _registry: dict[str, str] = dict(_SHIPPED)
 SECONDS = 3.0
 """How long sympy may look for a limit, for the roots of one equation, or for a Lipschitz constant."""
+
+PATIENCE = 10.0
+"""How many seconds the whole of one psi may take."""
 
 _DERIVATIVES = 3  # how often an equation is differentiated in search of one that sympy can solve
 _DIGITS = 40  # of a root found by bisection
@@ -227,8 +230,23 @@ def analyse(text: str) -> Psi:
     return _analyse(text, _registry.get(text.strip(), text) if isinstance(text, str) else text)
 
 
+@lru_cache(maxsize=256)
 def _analyse(name: str, text: str) -> Psi:
     expression = psi_expression(text)
+    try:
+        found = within(PATIENCE, partial(_found, name, expression))
+    except (RecursionError, OverflowError, MemoryError) as error:
+        raise UnsupportedError(
+            f"psi {name!r} is too involved for its breaks to be found ({error}); simplify it"
+        ) from None
+    if found is None:
+        raise UnsupportedError(
+            f"psi {name!r}: its breaks were not found within {PATIENCE:g} seconds; write it in fewer or simpler functions"
+        )
+    return found
+
+
+def _found(name: str, expression: sp.Expr) -> Psi:
     _check_constants(expression, name)
     cuts = _cuts(expression, name)
     branches = []
@@ -302,7 +320,7 @@ def _same(left: sp.Expr, right: sp.Expr) -> bool:
     if left == right:
         return True
     points = (sp.Rational(-23, 17), sp.Rational(5, 13), sp.Rational(31, 19))
-    values = [elementary(left - right).subs(B, point).evalf(30) for point in points]
+    values = [value_at(left - right, B, point).evalf(30) for point in points]
     if any(value.is_comparable and abs(value) > sp.Float("1e-15") for value in values):
         return False
     return bool(sp.expand(left - right) == 0 or _patiently(lambda: sp.simplify(left - right)) == 0)
@@ -315,7 +333,7 @@ def _fractional(expression: sp.Expr, at: sp.Expr) -> bool:
 
 
 def _vanishes(expression: sp.Expr, at: sp.Expr) -> bool:
-    value = elementary(expression).subs(B, at)
+    value = value_at(expression, B, at)
     return bool(value.is_zero) or (value.is_number and abs(sp.N(value)) < 1e-14)
 
 
@@ -323,7 +341,8 @@ def _check_constants(expression: sp.Expr, name: str) -> None:
     """Refuse constants that overflow double precision, before they become inf in a kernel."""
     for node in sp.preorder_traversal(expression):
         if (node.is_number and not node.is_Number) or node.is_Rational:
-            size = sp.log(abs(node), 10).evalf(8) if node.is_Rational and node != 0 else abs(node).evalf(8)
+            exact = value_at(node, B, sp.Integer(0))
+            size = sp.log(abs(exact), 10).evalf(8) if node.is_Rational and node != 0 else abs(exact).evalf(8)
             limit = 300 if node.is_Rational else sp.Float("1e300")
             if node != 0 and (not size.is_comparable or size > limit):
                 raise InputError(f"psi {name!r} holds a constant beyond 1e300; rescale the expression")
@@ -434,7 +453,7 @@ def _roots_of_exponentials(terms: dict[sp.Expr, sp.Poly]) -> set[sp.Expr]:
     ends = (_sign(scaled[first].LC()) * (-1) ** scaled[first].degree(), _sign(scaled[last].LC()))
     expression = sp.Add(*(part.as_expr() * sp.exp(rate * B) for rate, part in scaled.items()))
     inner = sorted(turning, key=float)
-    signs = [ends[0], *(_sign(expression.subs(B, at)) for at in inner), ends[1]]
+    signs = [ends[0], *(_sign(value_at(expression, B, at)) for at in inner), ends[1]]
     return _crossings(expression, [-sp.oo, *inner, sp.oo], signs)
 
 
@@ -457,7 +476,7 @@ def _between_extremes(expression: sp.Expr, name: str, low: sp.Expr, high: sp.Exp
 def _crossings(expression: sp.Expr, edges: Sequence[sp.Expr], signs: Sequence[int]) -> set[sp.Expr]:
     """The roots of what is monotone between `edges` and has these signs there."""
     with mpmath.workdps(_DIGITS + 10):
-        value = sp.lambdify(B, expression, "mpmath")
+        value = sp.lambdify(B, expression, [{"exp": _exp}, "mpmath"])
         found = {at for at, sign in zip(edges[1:-1], signs[1:-1], strict=True) if sign == 0}
         for (left, right), (before, after) in zip(pairwise(edges), pairwise(signs), strict=True):
             if before * after < 0:
@@ -467,9 +486,14 @@ def _crossings(expression: sp.Expr, edges: Sequence[sp.Expr], signs: Sequence[in
     return found
 
 
+def _exp(x: mpmath.mpf) -> mpmath.mpf:
+    """e^x; infinite or 0 where mpmath would take for ever."""
+    return mpmath.inf if x > 1e8 else mpmath.mpf(0) if x < -1e8 else mpmath.exp(x)
+
+
 def _sign_at(expression: sp.Expr, at: sp.Expr, side: str) -> int:
     """The sign of the limit at a point or an end of the line; 0 for a root."""
-    limit = expression.subs(B, at) if at.is_finite else sp.nan
+    limit = value_at(expression, B, at) if at.is_finite else sp.nan
     if not limit.is_finite:
         limit = _patiently(lambda: sp.limit(expression, B, at, side))
     if limit is None or not (limit.is_comparable or limit in (sp.oo, -sp.oo)):
@@ -484,7 +508,9 @@ def _bracket(
 
     def nearing(end: sp.Expr, other: sp.Expr, sign: int) -> mpmath.mpf:
         for point in _approaching(end, other):
-            with contextlib.suppress(ZeroDivisionError, ValueError):  # at the end itself it may be infinite
+            with contextlib.suppress(
+                ZeroDivisionError, ValueError, OverflowError
+            ):  # at the end itself it may be infinite
                 if sign * mpmath.re(value(point)) > 0:
                     return point
         raise UnsupportedError(f"a root between b = {low} and b = {high} lies beyond reach; rescale psi")
@@ -555,6 +581,8 @@ def _branch(expression: sp.Expr, at: sp.Expr) -> sp.Expr:
 def _holds(condition: sp.Basic, at: sp.Expr) -> bool:
     if isinstance(condition, Relational):
         difference = _number(_branch(condition.lhs, at), at) - _number(_branch(condition.rhs, at), at)
+        if math.isnan(difference):
+            raise UnsupportedError(f"{condition} compares what is not a real number at b = {at}; use where() around it")
         return bool(condition.func(sp.Float(difference), 0))
     if isinstance(condition, sp.And | sp.Or):
         return (all if isinstance(condition, sp.And) else any)(_holds(part, at) for part in condition.args)
@@ -565,7 +593,7 @@ def _holds(condition: sp.Basic, at: sp.Expr) -> bool:
 
 def _number(expression: sp.Expr, at: sp.Expr) -> float:
     """The value at a point, for comparing; nan where it is not real."""
-    value = elementary(expression).subs(B, at).evalf(30)
+    value = value_at(expression, B, at).evalf(30)
     return float(value) if value.is_comparable else math.nan
 
 
@@ -592,12 +620,12 @@ def _sound(expression: sp.Expr, at: sp.Expr) -> bool:
         return False
     if not isinstance(expression, sp.Pow | sp.log):
         return True
-    value = elementary(_branch(expression, at)).subs(B, at).evalf(15)
+    value = value_at(_branch(expression, at), B, at).evalf(15)
     return bool(value.is_comparable and value.is_finite)
 
 
 def _limit(expression: sp.Expr, at: sp.Expr, side: str = "+") -> sp.Expr:
-    value = elementary(expression).subs(B, at)
+    value = value_at(expression, B, at)
     if value.is_finite and not _fractional(expression, at):
         return value
     found = _patiently(lambda: sp.limit(elementary(expression), B, at, side))

@@ -4,7 +4,8 @@ The clock is read from a profile hook of the calling thread (`sys.setprofile`), 
 `work` makes, and raises there once the thread has computed for that long (its own time, so that a busy machine does
 not change what is found). That works in any thread and on every system, needs no signal that
 the program may use for itself, and no second process that would import sympy again; it costs about twice the time.
-Where a profiler already sits on the thread it is left alone, and `work` runs unbounded."""
+Bounds nest: whichever ends first ends the work that it bounds. Where another profiler sits on the thread it is left
+alone, and `work` runs unbounded."""
 
 from __future__ import annotations
 
@@ -21,28 +22,47 @@ _EVERY = 128
 
 
 class _Late(BaseException):
-    """The time is up. Not an Exception: sympy catches those on its way to the next method."""
+    """The time of one bound is up. Not an Exception: sympy catches those on its way to the next method."""
+
+    def __init__(self, bound: _Bound) -> None:
+        self.bound = bound
+
+
+class _Bound:
+    """The hook of one call of `within`, inside that of the call around it, if there is one."""
+
+    def __init__(self, seconds: float, outer: _Bound | None) -> None:
+        self.end = time.thread_time() + seconds
+        self.outer = outer
+        self.calls = 0
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> None:
+        self.calls += 1
+        # A thread's own clock is a call into the system, dearer than most of what is watched. What is raised while a
+        # generator is closed would be lost, and complained about.
+        if self.calls % _EVERY or frame.f_code.co_flags & CO_GENERATOR:
+            return
+        now = time.thread_time()
+        late: _Bound | None = None
+        bound: _Bound | None = self
+        while bound is not None:  # the outermost that is late
+            late, bound = (bound if now > bound.end else late), bound.outer
+        if late is not None:
+            raise _Late(late)
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result | None:
     """The result of `work()`, or None when it has not ended after so many seconds. Its exceptions pass through."""
-    if sys.getprofile() is not None:
+    outer = sys.getprofile()
+    if not (outer is None or isinstance(outer, _Bound)):
         return work()
-    end = time.thread_time() + seconds
-    calls = 0
-
-    def look(frame: Any, event: str, argument: Any) -> None:
-        nonlocal calls
-        calls += 1
-        # A thread's own clock is a call into the system, dearer than most of what is watched. What is raised while a
-        # generator is closed would be lost, and complained about.
-        if calls % _EVERY == 0 and not frame.f_code.co_flags & CO_GENERATOR and time.thread_time() > end:
-            raise _Late
-
-    sys.setprofile(look)
+    bound = _Bound(seconds, outer)
+    sys.setprofile(bound)
     try:
         return work()
-    except _Late:
+    except _Late as late:
+        if late.bound is not bound:
+            raise
         return None
     finally:
-        sys.setprofile(None)
+        sys.setprofile(outer)

@@ -12,6 +12,7 @@ list of words. Nothing is ever evaluated: no eval, no exec, no sympify. What psi
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import NoReturn
 
 import sympy as sp
 
-from elbotree.derivation.special import Expm1, NormalCdf, Sigmoid, Softplus
+from elbotree.derivation.special import Expm1, NormalCdf, Sigmoid, Softplus, elementary
 from elbotree.runtime.errors import InputError
 
 B = sp.Symbol("b", real=True)
@@ -28,6 +29,10 @@ MAX_LENGTH = 1000  # characters of text
 MAX_DEPTH = 50  # nested parentheses, calls, signs and powers
 MAX_EXPONENT = 64  # |p| and q of an exponent p/q
 MAX_DECIMALS = 300  # the decimal exponent of a number, and its digits
+MAX_ANGLE = 10**15  # of a number that sin or cos is taken of: beyond, float64 has no digits of it
+MAX_TOWER = 3  # exponentials inside one another
+MAX_DEGREE = 256  # of a polynomial in b
+MAX_TERMS = 5000  # of a sum, after all of its products and powers are multiplied out
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)|(?P<name>[A-Za-z_][A-Za-z_0-9]*)"
@@ -130,13 +135,62 @@ def parse_psi(text: str) -> sp.Expr:
     if not text.strip():
         raise InputError("psi is empty; write a name like 'relu' or an expression in b")
     expression = _Parser(text).parse()
+    if _tower(expression) > MAX_TOWER:
+        raise InputError(f"psi {text!r} has exp inside exp, more than {MAX_TOWER} deep; no float64 holds its values")
+    if (degree := max((_degree(node) or 0 for node in sp.preorder_traversal(expression)), default=0)) > MAX_DEGREE:
+        raise InputError(f"psi {text!r} has degree {degree} in b; the limit is {MAX_DEGREE}, so use lower powers")
+    if (count := _terms(expression)) > MAX_TERMS:
+        raise InputError(
+            f"psi {text!r} has up to {count:.3g} terms when multiplied out; the limit is {MAX_TERMS}, so use lower powers"
+        )
     if expression.has(sp.nan, sp.zoo, sp.oo, -sp.oo) or expression.has(sp.I):
         raise InputError(f"psi {text!r} is nowhere a finite real number (it holds {_culprit(expression)}); mend it")
     return expression
 
 
+def _tower(expression: sp.Expr) -> int:
+    """How deep exponentials stand in one another."""
+    inside = max((_tower(argument) for argument in expression.args), default=0)
+    return inside + isinstance(expression, sp.exp)
+
+
+def _terms(expression: sp.Expr) -> float:
+    """No fewer than the terms of the sums in an expression after multiplying out; a polynomial in b has degree + 1."""
+    counts = [_terms(argument) for argument in expression.args]
+    if expression.is_Add:
+        count = sum(counts)
+    elif expression.is_Mul:
+        count = math.prod(counts)
+    elif expression.is_Pow and expression.exp.is_Rational and not isinstance(expression, sp.exp):
+        power = math.ceil(abs(expression.exp))
+        count = (
+            counts[0] if power == 1 else math.comb(int(counts[0]) + power - 1, power) if counts[0] < 1e6 else math.inf
+        )
+    else:
+        return max(counts, default=1.0) if max(counts, default=1.0) > MAX_TERMS else 1.0
+    degree = _degree(expression)
+    return float(min(count, math.inf if degree is None else degree + 1, 1e300))
+
+
+def _degree(expression: sp.Expr) -> int | None:
+    """No less than the degree of a polynomial in b with nonnegative powers; None for anything else."""
+    if not expression.has(B):
+        return 0
+    if expression == B:
+        return 1
+    if expression.is_Pow and expression.exp.is_Integer and expression.exp > 0:
+        inner = _degree(expression.base)
+        return None if inner is None else inner * int(expression.exp)
+    if expression.is_Add or expression.is_Mul:
+        parts = [_degree(argument) for argument in expression.args]
+        known = [part for part in parts if part is not None]
+        if len(known) == len(parts):
+            return max(known) if expression.is_Add else sum(known)
+    return None
+
+
 def _culprit(expression: sp.Expr) -> str:
-    return "an imaginary number" if expression.has(sp.I) else "a division by zero or log(0)"
+    return "a division by zero or log(0)" if expression.has(sp.nan, sp.zoo, sp.oo, -sp.oo) else "an imaginary number"
 
 
 @dataclass(frozen=True)
@@ -241,7 +295,7 @@ class _Parser:
         exponent = self.unary()
         self.depth -= 1
         if base == sp.E:
-            return sp.exp(exponent)
+            return self.constant(at, sp.exp(exponent))
         if not exponent.is_Rational:
             self.fail(
                 at, f"an exponent must be an integer or a fraction of integers, got {exponent}; use exp(... * log(...))"
@@ -252,7 +306,17 @@ class _Parser:
             self.fail(at, "division by zero")
         if base.is_Rational and max(abs(base.p), base.q).bit_length() * abs(exponent.p) > 4096:
             self.fail(at, "this power of a number is too large to write down; use a smaller number")
-        return base**exponent
+        return self.constant(at, base**exponent)
+
+    def constant(self, at: int, value: sp.Expr) -> sp.Expr:
+        """A value just made; refused where it is a number that is not real, or beyond float64."""
+        if value.has(sp.nan, sp.zoo, sp.oo, -sp.oo) or (value.is_number and value.is_real is False):
+            self.fail(at, f"this is nowhere a finite real number (it holds {_culprit(value)}); mend it")
+        if value.is_number and not value.is_Rational and value != 0:
+            size = abs(elementary(value).evalf(15))
+            if size.is_comparable and size.is_finite and not sp.Float("1e-300") < size < sp.Float("1e300"):
+                self.fail(at, "this number is not between 1e-300 and 1e300 in size; rescale psi")
+        return value
 
     def atom(self) -> sp.Expr:
         token = self.take()
@@ -303,10 +367,13 @@ class _Parser:
         if not word.fewest <= len(arguments) <= word.most:
             count = str(word.fewest) if word.fewest == word.most else f"{word.fewest} to {word.most}"
             self.fail(name.start, f"{name.text} takes {count} argument(s), got {len(arguments)}")
+        if name.text in ("sin", "cos") and arguments[0].is_number and not abs(arguments[0].evalf(15)) <= MAX_ANGLE:
+            self.fail(name.start, f"{name.text} of a number beyond {MAX_ANGLE:.0e}, of which float64 has no digits")
         try:
-            return word.build(*arguments)
+            value = word.build(*arguments)
         except (TypeError, ValueError) as error:  # sympy's Max and Min refuse arguments that are not real
             self.fail(name.start, f"{name.text} cannot take {arguments}: {error}")
+        return self.constant(name.start, value)
 
     def where(self) -> sp.Expr:
         left = self.sum()

@@ -123,6 +123,8 @@ def boxes(expr: Expr) -> Box:
     for head, look in _LOOKS.items():
         if isinstance(expr, head):
             return look(expr)
+    if expr.is_number:  # a slope or an intercept of psi, such as e or sin(1)
+        return Word(str(expr), sympy.latex(expr), "number")
     raise TypeError(f"no look for {type(expr).__name__}: {expr}; add one to `layout._LOOKS`")
 
 

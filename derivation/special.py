@@ -6,8 +6,20 @@ from __future__ import annotations
 
 import sympy as sp
 
+from elbotree.runtime.errors import UnsupportedError
 
-class Sigmoid(sp.Function):  # type: ignore[misc]
+
+class _Named(sp.Function):  # type: ignore[misc]
+    """A function whose numbers are those of its elementary form."""
+
+    def elementary(self) -> sp.Expr:
+        raise NotImplementedError
+
+    def _eval_evalf(self, prec: int) -> sp.Expr:
+        return self.elementary()._eval_evalf(prec)
+
+
+class Sigmoid(_Named):
     """sigmoid(x) = 1 / (1 + e^-x); its derivative is kept as sigmoid(x) sigmoid(-x), which loses no digits."""
 
     nargs = 1
@@ -21,7 +33,7 @@ class Sigmoid(sp.Function):  # type: ignore[misc]
         return 1 / (1 + sp.exp(-self.args[0]))
 
 
-class Softplus(sp.Function):  # type: ignore[misc]
+class Softplus(_Named):
     """softplus(x) = log(1 + e^x), with derivative sigmoid(x)."""
 
     nargs = 1
@@ -35,7 +47,7 @@ class Softplus(sp.Function):  # type: ignore[misc]
         return sp.log(1 + sp.exp(self.args[0]))
 
 
-class LogSoftplus(sp.Function):  # type: ignore[misc]
+class LogSoftplus(_Named):
     """log softplus(x), which tends to x (not to log 0) as x -> -inf."""
 
     nargs = 1
@@ -48,7 +60,7 @@ class LogSoftplus(sp.Function):  # type: ignore[misc]
         return sp.log(Softplus(self.args[0]).elementary())
 
 
-class SoftplusLogSlope(sp.Function):  # type: ignore[misc]
+class SoftplusLogSlope(_Named):
     """sigmoid(x) / softplus(x), the slope of log softplus; tends to 1 as x -> -inf where both factors vanish."""
 
     nargs = 1
@@ -63,7 +75,7 @@ class SoftplusLogSlope(sp.Function):  # type: ignore[misc]
         return Sigmoid(x).elementary() / Softplus(x).elementary()
 
 
-class NormalCdf(sp.Function):  # type: ignore[misc]
+class NormalCdf(_Named):
     """Phi(x), the standard normal distribution function, to relative accuracy in the lower tail too."""
 
     nargs = 1
@@ -76,7 +88,7 @@ class NormalCdf(sp.Function):  # type: ignore[misc]
         return (1 + sp.erf(self.args[0] / sp.sqrt(2))) / 2
 
 
-class NormalQuantile(sp.Function):  # type: ignore[misc]
+class NormalQuantile(_Named):
     """The point below which a standard normal law has the mass x, the inverse of Phi."""
 
     nargs = 1
@@ -86,7 +98,7 @@ class NormalQuantile(sp.Function):  # type: ignore[misc]
         return sp.sqrt(2) * sp.erfinv(2 * self.args[0] - 1)
 
 
-class FoldedMean(sp.Function):  # type: ignore[misc]
+class FoldedMean(_Named):
     """E|x + s Z| for a standard normal Z: the mean of a folded normal law. FoldedMean(x, s)."""
 
     nargs = 2
@@ -100,7 +112,7 @@ class FoldedMean(sp.Function):  # type: ignore[misc]
         return s * FoldedSpread(x, s).elementary() + x * FoldedSlope(x, s).elementary()
 
 
-class FoldedSlope(sp.Function):  # type: ignore[misc]
+class FoldedSlope(_Named):
     """d/dx E|x + s Z| = 2 Phi(x / s) - 1."""
 
     nargs = 2
@@ -111,7 +123,7 @@ class FoldedSlope(sp.Function):  # type: ignore[misc]
         return sp.erf(x / s / sp.sqrt(2))
 
 
-class FoldedSpread(sp.Function):  # type: ignore[misc]
+class FoldedSpread(_Named):
     """d/ds E|x + s Z| = 2 phi(x / s), phi the standard normal density."""
 
     nargs = 2
@@ -122,7 +134,7 @@ class FoldedSpread(sp.Function):  # type: ignore[misc]
         return sp.sqrt(2 / sp.pi) * sp.exp(-((x / s) ** 2) / 2)
 
 
-class Expm1(sp.Function):  # type: ignore[misc]
+class Expm1(_Named):
     """e^x - 1 without cancellation near x = 0."""
 
     nargs = 1
@@ -173,6 +185,27 @@ ELEMENTARY = (
 def elementary(expression: sp.Expr) -> sp.Expr:
     """The expression with the functions of this module written through exp, log and erf (for limits and solving)."""
     return expression.replace(lambda node: isinstance(node, ELEMENTARY), lambda node: node.elementary())
+
+
+_REACH = sp.Float("1e20000")  # a function of a larger number than this needs as many digits, and may take for ever
+
+
+def value_at(expression: sp.Expr, symbol: sp.Symbol, at: sp.Expr) -> sp.Expr:
+    """The expression at a point, in elementary functions, still symbolic: `evalf` of it ends.
+
+    Raises UnsupportedError where a function in it would be taken of a number beyond 1e20000, as in exp(exp(b)) at 10^5.
+    """
+    exact = sp.Rational(at) if isinstance(at, sp.Float) else at
+    value = elementary(expression).subs(symbol, exact)
+    for node in sp.postorder_traversal(value):
+        if isinstance(node, sp.Function) and node.is_number and node.has(sp.exp):
+            for argument in node.args:
+                size = argument.evalf(5) if argument.has(sp.exp) else sp.Integer(0)
+                if size.is_comparable and abs(size) > _REACH:
+                    raise UnsupportedError(
+                        f"{expression} at {symbol} = {sp.N(exact, 6)} is a function of a number beyond 1e20000; rescale it"
+                    )
+    return value
 
 
 def stable(expression: sp.Expr) -> sp.Expr:

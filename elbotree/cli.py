@@ -53,6 +53,10 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except MemoryError as error:
+            raise _Mistake(
+                "out of memory: give a larger tol, a smaller problem, or --max-memory to be told before"
+            ) from error
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             raise _Mistake(f"{place}{error.strerror or error}") from error
@@ -219,7 +223,7 @@ def kernels(
 @click.option("--method", type=click.Choice(["spectral", "grid"]), default="spectral", show_default=True)
 @click.option("--eps", type=float, help="Width of the grid's bins (with --method grid).")
 @click.option("--check-samples", type=int, metavar="N", help="Set a check by N samples beside the values.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the check's samples.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the check's samples.")
 @click.option("--max-seconds", type=float, help="Refuse, before the work, what is estimated to take longer.")
 @click.option(
     "--max-memory", type=float, metavar="MIB", help="Refuse, before the work, what is estimated to take more."
@@ -445,7 +449,7 @@ def _fit_network(
 @click.argument("source", type=_PATH)
 @click.option("-n", "--rows", "count", type=click.IntRange(min=1), default=10, show_default=True, help="How many rows.")
 @_OF
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @_FORMAT
 def sample(source: Path, count: int, which: str | None, seed: int, style: str) -> None:
     """Draw rows from a law, as CSV without a header, from SOURCE: a problem's JSON file or a folder of a fit or a chain.
@@ -480,7 +484,7 @@ def sample(source: Path, count: int, which: str | None, seed: int, style: str) -
     metavar="N",
     help="Set an estimate by importance sampling of N rows beside it: of what the layers themselves make of the input.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the check's samples.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the check's samples.")
 @_FORMAT
 def tail(
     source: Path,
@@ -579,7 +583,7 @@ def compile_(network: Path, style: str) -> None:
 @click.option("--out", type=_PATH, help="The page to write.  [default: report.html in the folder, or beside the file]")
 @click.option("--tol", type=float, help="Tolerance of the evaluation.  [default: 1e-6]")
 @click.option("--check-samples", type=int, metavar="N", help="Set a check by N samples beside values, laws and tails.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the check's samples.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the check's samples.")
 @click.option(
     "--read-outs",
     type=click.IntRange(min=0),

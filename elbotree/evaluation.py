@@ -12,9 +12,11 @@ from typing import Any
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import Kernels, generate
+from elbotree.runtime.arguments import check_bound, check_seed
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.expectations import Expectations
+from elbotree.runtime.float_range import in_float64
 from elbotree.runtime.models import Encoder, Layer, Problem
 from elbotree.runtime.values import Values
 
@@ -100,17 +102,19 @@ def evaluate(
     the work, where the estimates are above max_seconds or max_memory, and ExecutorError where the executor is lost.
     The paper: Theorem 3.1 and Figure 2.
     """
-    _check_arguments(tol, method, check_samples, eps)
+    _check_arguments(tol, method, check_samples, eps, max_seconds, max_memory)
+    check_seed(seed)
     if executor is not None and method != "spectral":
         raise InputError('executor makes sums over pairs of features: give it with method="spectral", or leave it out')
     kernels = kernels_for(problem.layer, problem.encoder)
     wanted = DEFAULT_TOL if tol is None and method == "spectral" else tol
     clock = _Clock()
-    if method == "grid":
-        estimates = kernels.evaluate(_grid(problem, eps), problem, clock.lap)
-    else:
-        assert wanted is not None  # the spectral method has a default
-        estimates, _ = _met(kernels, problem, wanted, None, clock.lap, max_seconds, max_memory, executor)
+    with in_float64("the loss"):
+        if method == "grid":
+            estimates = kernels.evaluate(_grid(problem, eps), problem, clock.lap)
+        else:
+            assert wanted is not None  # the spectral method has a default
+            estimates, _ = _met(kernels, problem, wanted, None, clock.lap, max_seconds, max_memory, executor)
     seconds = clock.seconds()
     check = None if check_samples is None else _sampled(kernels, problem, check_samples, seed)
     values = Values.of(
@@ -137,14 +141,15 @@ def gradient(
 
     Returns a `Gradient`. Raises what `evaluate` raises.
     """
-    _check_arguments(tol, "spectral", None, None)
+    _check_arguments(tol, "spectral", None, None, max_seconds, max_memory)
     wanted = DEFAULT_TOL if tol is None else tol
     kernels = kernels_for(problem.layer, problem.encoder)
     start = time.perf_counter()
-    estimates, engine = _met(
-        kernels, problem, wanted, wanted, max_seconds=max_seconds, max_memory=max_memory, executor=executor
-    )
-    parts = kernels.gradient(engine, problem, estimates)
+    with in_float64("the gradient"):
+        estimates, engine = _met(
+            kernels, problem, wanted, wanted, max_seconds=max_seconds, max_memory=max_memory, executor=executor
+        )
+        parts = kernels.gradient(engine, problem, estimates)
     values = Values.of(estimates, tol=wanted, method="spectral", seconds=time.perf_counter() - start)
     values.require(wanted)
     return Gradient(parts, values)
@@ -211,7 +216,16 @@ def _sampled(kernels: Kernels, problem: Problem, samples: int, seed: int) -> dic
     return estimates
 
 
-def _check_arguments(tol: float | None, method: str, check_samples: int | None, eps: float | None) -> None:
+def _check_arguments(
+    tol: float | None,
+    method: str,
+    check_samples: int | None,
+    eps: float | None,
+    max_seconds: float | None,
+    max_memory: float | None,
+) -> None:
+    check_bound(max_seconds, "max_seconds")
+    check_bound(max_memory, "max_memory")
     if method not in METHODS:
         raise InputError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     if tol is not None and not (math.isfinite(tol) and tol > 0):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
 from elbotree.evaluation import DEFAULT_TOL, kernels_for
+from elbotree.runtime.arguments import finite_number
 from elbotree.runtime.checkpoints import CheckpointFolder, Step, encoder_form, fingerprint
 from elbotree.runtime.encoding import bound, draw, encode
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.joint import Joint
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
+from elbotree.runtime.records import read_record
 from elbotree.runtime.storage import CFG, MODEL, ArrayFiles, load_folder, read_json, save_folder
 from elbotree.runtime.training import DEAD, information, loss_terms, pruned, train
 from elbotree.runtime.values import Term, Values
@@ -296,14 +298,21 @@ def load(folder: str | Path) -> Fit:
         raise InputError(f"{place}: `format` is {cfg.get('format')!r}; this version reads {FORMAT!r}")
     try:
         values = _read_values(cfg["values"])
-        names = {field.name for field in fields(Step)}
-        history = tuple(Step(**{name: step[name] for name in names}) for step in cfg["history"])
+        history = tuple(read_record(Step, step, f"history[{i}]") for i, step in enumerate(cfg["history"]))
         problem = Problem.from_dict(cfg["problem"], folder=folder)
-        starts = tuple(StartReport(**start) for start in cfg["starts"])
-        nats = tuple(float(v) for v in cfg["information"])
+        starts = tuple(read_record(StartReport, start, f"starts[{i}]") for i, start in enumerate(cfg["starts"]))
+        nats = tuple(finite_number(v, f"information[{j}]") for j, v in enumerate(cfg["information"]))
         if nats and len(nats) != problem.model.m:
             raise InputError(f"`information` has {len(nats)} numbers; the model has m2 = {problem.model.m} features")
-        return Fit(problem, values, history, str(cfg["message"]), starts, nats, float(cfg["noise_floor"]))
+        return Fit(
+            problem,
+            values,
+            history,
+            str(cfg["message"]),
+            starts,
+            nats,
+            finite_number(cfg["noise_floor"], "noise_floor"),
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{place} is not the {CFG} of a fit: {type(error).__name__} at {error}; save it again"
@@ -367,8 +376,20 @@ def _extract(part: Any, place: str, arrays: dict[str, Any]) -> Any:
 
 
 def _read_values(form: Mapping[str, Any]) -> Values:
+    def number(value: object, name: str) -> float | None:
+        return None if value is None else finite_number(value, f"values.{name}")
+
     terms = {
-        name: Term(name, float(term["value"]), float(term["error"]), term.get("check"), term.get("check_error"))
+        name: Term(
+            str(name),
+            finite_number(term["value"], f"values.terms.{name}.value"),
+            finite_number(term["error"], f"values.terms.{name}.error"),
+            number(term.get("check"), f"terms.{name}.check"),
+            number(term.get("check_error"), f"terms.{name}.check_error"),
+        )
         for name, term in form["terms"].items()
     }
-    return Values(terms, tol=form["tol"], method=form["method"], seconds=form["seconds"], samples=form.get("samples"))
+    tol, seconds, samples = (number(form.get(name), name) for name in ("tol", "seconds", "samples"))
+    return Values(
+        terms, tol=tol, method=str(form["method"]), seconds=seconds, samples=None if samples is None else int(samples)
+    )

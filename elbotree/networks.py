@@ -19,13 +19,14 @@ from elbotree.fitting import Fit
 from elbotree.fitting import load as load_fit
 from elbotree.runtime import chain as chains
 from elbotree.runtime.activations import Activation
-from elbotree.runtime.arguments import read_only_array
+from elbotree.runtime.arguments import finite_number, read_only_array
 from elbotree.runtime.chain_checkpoints import Loss
 from elbotree.runtime.drift import Drift
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.importance import SampledTail, sampled_tail
 from elbotree.runtime.models import FeatureModel, Layer, Problem
 from elbotree.runtime.problem_json import FORMAT as PROBLEM_FORMAT
+from elbotree.runtime.records import read_record
 from elbotree.runtime.storage import CFG, ArrayFiles, load_folder, read_json, save_folder
 
 FORMAT = "elbotree-chain/1"
@@ -224,12 +225,19 @@ def load_chain(folder: str | Path) -> Chain:
     try:
         layers = tuple(_read_layer(form, f"layers[{i}]", arrays) for i, form in enumerate(cfg["layers"]))
         models = tuple(_read_model(form, f"models[{i}]", arrays) for i, form in enumerate(cfg["models"]))
-        losses = tuple(None if form is None else Loss(**form) for form in cfg["losses"])
-        drift = tuple(None if form is None else _read_drift(form) for form in cfg["drift"])
+        losses = tuple(
+            None if form is None else read_record(Loss, form, f"losses[{i}]") for i, form in enumerate(cfg["losses"])
+        )
+        drift = tuple(
+            None if form is None else read_record(Drift, form, f"drift[{i}]") for i, form in enumerate(cfg["drift"])
+        )
         if not layers or not len(layers) == len(models) == len(losses) == len(drift):
             raise InputError("`layers`, `models`, `losses` and `drift` must have one entry a layer")
         p1 = _read_model(cfg["p1"], "p1", arrays)
-        return Chain(layers, p1, models, losses, drift, str(cfg["method"]), tuple(cfg["notes"]), cfg["seconds"])
+        notes = tuple(str(note) for note in cfg["notes"])
+        return Chain(
+            layers, p1, models, losses, drift, str(cfg["method"]), notes, finite_number(cfg["seconds"], "seconds")
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{place} is not the {CFG} of a chain: {type(error).__name__} at {error}; save it again"
@@ -248,10 +256,6 @@ def _model_form(model: FeatureModel) -> dict[str, Any]:
 
 def _read_model(form: dict[str, Any], place: str, arrays: dict[str, Any]) -> FeatureModel:
     return FeatureModel(arrays[f"{place}.B"], form["priors"], form["noise_std"], arrays[f"{place}.offset"])
-
-
-def _read_drift(form: dict[str, Any]) -> Drift:
-    return Drift(**{**form, "units": tuple(form["units"])})
 
 
 def _read_layer(form: dict[str, Any], place: str, arrays: dict[str, Any]) -> Layer:

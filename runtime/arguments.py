@@ -54,6 +54,18 @@ def _check_nested(value: object, name: str, dimensions: int) -> None:
             raise InputError(f"`{name}[{i}]` is {shortened(item)}; it must be a number")
 
 
+def check_seed(seed: object) -> None:
+    """InputError unless `seed` is a whole number of at least 0, as numpy's generators take it."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"`seed` is {shortened(seed)}; it must be a whole number of at least 0")
+
+
+def check_bound(value: float | None, name: str) -> None:
+    """InputError unless `value` is None or a positive number (inf: no bound)."""
+    if value is not None and not value > 0:
+        raise InputError(f"`{name}` is {value!r}; it must be a positive number, or be left out")
+
+
 def shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

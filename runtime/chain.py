@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from elbotree.runtime.arguments import read_only_array, shortened
+from elbotree.runtime.arguments import check_seed, read_only_array, shortened
 from elbotree.runtime.chain_checkpoints import ChainFolder, Done, Loss
 from elbotree.runtime.drift import TRUSTED, Drift, measure_drift
 from elbotree.runtime.encoding import EncodingKernels, bound
@@ -212,7 +212,7 @@ def build_chain(
 ) -> Chain:
     """See `elbotree.fit_network`; `kernels(psi, families)` gives the generated kernel module for training."""
     layers = tuple(layers) if isinstance(layers, Sequence) else layers
-    _check(layers, p1, method, tol, features, iterations, noise_floor, samples, check_samples)
+    _check(layers, p1, method, tol, features, iterations, noise_floor, samples, check_samples, seed)
     begun = time.perf_counter()
     settings = {
         "method": method,
@@ -415,6 +415,7 @@ def _check(
     noise_floor: float,
     samples: int,
     check_samples: int | None,
+    seed: int,
 ) -> None:
     """InputError for whatever does not fit together."""
     if not isinstance(layers, tuple) or not layers:
@@ -434,6 +435,7 @@ def _check(
         raise InputError(f"`tol` is {tol!r}; it must lie between 1e-9 and 1, such as 1e-3")
     if not 0 < noise_floor < 1:
         raise InputError(f"`noise_floor` is {noise_floor!r}; it must lie between 0 and 1, such as 0.02")
+    check_seed(seed)
     counts = {"features": (features, 0), "iterations": (iterations, 0), "samples": (samples, 2)}
     for name, (count, least) in {**counts, "check_samples": (check_samples, 100)}.items():
         check_count(name, count, least)

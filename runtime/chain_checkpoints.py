@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from elbotree.runtime.checkpoints import CheckpointFolder, fingerprint
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import FeatureModel, Layer
+from elbotree.runtime.records import read_record
 from elbotree.runtime.storage import CFG, FolderLock, check_writable, load_folder, remove_litter, save_folder
 
 Array = NDArray[np.float64]
@@ -132,7 +133,7 @@ class ChainFolder:
             try:
                 form = cfg["model"]
                 model = FeatureModel(arrays["B"], form["priors"], form["noise_std"], arrays["offset"])
-                loss = None if cfg["loss"] is None else Loss(**cfg["loss"])
+                loss = None if cfg["loss"] is None else read_record(Loss, cfg["loss"], "loss")
                 numbers = (int(cfg["block"]), float(cfg["made_normal"]), float(cfg["added_noise"]))
                 out.append(Done(model, loss, *numbers, str(cfg["note"])))
             except (KeyError, TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.lbfgs import Search
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior
+from elbotree.runtime.records import read_record
 from elbotree.runtime.storage import CFG, FolderLock, check_writable, load_folder, remove_litter, save_folder
 
 Array = NDArray[np.float64]
@@ -180,7 +181,7 @@ class CheckpointFolder:
         self._check(cfg, place)
         try:
             state = _state(cfg, arrays)
-        except (KeyError, TypeError, ValueError, InputError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{place} is damaged ({error}); start anew in another folder") from None
         self._saves, self._at = number, 1 - at
         return state
@@ -243,10 +244,14 @@ def _state(cfg: Mapping[str, Any], arrays: Mapping[str, Array]) -> Training:
     if "x" in arrays:
         memory = (list(arrays[name]) if name in arrays else [] for name in ("steps", "changes"))
         search = Search(arrays["x"], float(cfg["loss"]), arrays["gradient"], *memory)
-    names = [entry.name for entry in fields(Step)]
+        size = search.x.shape
+        if len(size) != 1 or any(part.shape != size for part in (search.gradient, *search.steps, *search.changes)):
+            raise ValueError("the optimiser's arrays do not fit together")
+    if not (isinstance(cfg["at"], int) and 0 <= cfg["at"] < len(cfg["attempts"])):
+        raise ValueError(f"`at` is {cfg['at']!r}, and there are {len(cfg['attempts'])} starts")
     return Training(
         [Attempt(**{**form, "encoder": _encoder(form["encoder"])}) for form in cfg["attempts"]],
         search=search,
-        history=[Step(**{name: step[name] for name in names}) for step in cfg["history"]],
+        history=[read_record(Step, step, f"history[{i}]") for i, step in enumerate(cfg["history"])],
         **{name: cfg[name] for name in _PLAIN},
     )

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from elbotree.runtime.arguments import check_seed
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.source_sums import Inputs, SourceSum
 
@@ -73,6 +74,7 @@ def sampled_tail(
     layers: Sequence[Layer], p1: FeatureModel, v: Array, threshold: float, samples: int, seed: int
 ) -> SampledTail:
     """P(<v, F(x1)> > threshold), x1 ~ p1, F the composition of the layers."""
+    check_seed(seed)
     rng = np.random.default_rng([seed, 2])
     law = Inputs.of(p1).read(np.eye(p1.n), np.zeros(p1.n))
 

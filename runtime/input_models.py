@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from elbotree.runtime.arguments import finite_number, read_only_array, shortened
+from elbotree.runtime.arguments import check_seed, finite_number, read_only_array, shortened
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.models import FeatureModel
 from elbotree.runtime.prior_base import nearest
@@ -136,6 +136,7 @@ def fit_input(
     >>> model.B.shape, round(model.noise_std, 2)
     ((5, 2), 0.1)
     """
+    check_seed(seed)
     rows = read_only_array(X, "X", 2)
     _check_arguments(priors, rotation, held_out)
     train, test = _split(rows, held_out, seed)

@@ -20,6 +20,7 @@ from elbotree.runtime.arguments import finite_number, read_only_array
 from elbotree.runtime.boxes import box_probability
 from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.float_range import in_float64
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior
 from elbotree.runtime.quadrature import panels
 from elbotree.runtime.source_sums import Inputs, SourceSum
@@ -146,6 +147,7 @@ class Joint:
     def _through(self) -> ThroughPsi:
         return ThroughPsi(self.layer, self.inputs, self.V)
 
+    @in_float64("the law of the read-outs")
     def probability(self, windows: Sequence[tuple[float, float]], tol: float = _TOL) -> TailProbability:
         """P(low_a <= S_a <= high_a for every read-out a), t pairs whose ends may be infinite; low = high asks for the
         density in that read-out."""
@@ -165,6 +167,7 @@ class Joint:
 
     # ------------------------------------------------------------------ probabilities
 
+    @in_float64("the law of the read-outs")
     def tail(self, x: ArrayLike, tol: float = _TOL) -> TailProbability:
         """P(S > x), for t > 1 the orthant P(S_1 > x_1, ..., S_t > x_t), to relative accuracy.
 
@@ -173,10 +176,12 @@ class Joint:
         """
         return self._tails(x, tol, 1.0)
 
+    @in_float64("the law of the read-outs")
     def cdf(self, x: ArrayLike, tol: float = _TOL) -> TailProbability:
         """P(S_1 <= x_1, ..., S_t <= x_t), to relative accuracy; as `tail`."""
         return self._tails(x, tol, -1.0)
 
+    @in_float64("the law of the read-outs")
     def log_tail(self, x: ArrayLike, tol: float = _TOL) -> Estimate:
         """log P(S > x) with its absolute error."""
         found = self.tail(x, tol)
@@ -226,12 +231,14 @@ class Joint:
 
     # ------------------------------------------------------------------ densities
 
+    @in_float64("the law of the read-outs")
     def pdf(self, grid: ArrayLike, tol: float = _TOL) -> Estimate:
         """The density of S at points (..., t) (t = 1: any shape), with its error; relative to the density itself."""
         logs = self.log_pdf(grid, tol)
         value = np.exp(logs.value)
         return Estimate.of(value, value * logs.error)
 
+    @in_float64("the law of the read-outs")
     def log_pdf(self, grid: ArrayLike, tol: float = _TOL) -> Estimate:
         """log of the density of S, which does not underflow far out."""
         tol = _checked_tol(tol)
@@ -246,6 +253,7 @@ class Joint:
 
     # ------------------------------------------------------------------ quantiles
 
+    @in_float64("the law of the read-outs")
     def isf(self, p: float | None = None, tol: float = _TOL, *, log_p: float | None = None) -> Estimate:
         """x with P(S > x) = p, one read-out, with a bound on its error; log_p instead of p reaches below 1e-308.
 
@@ -258,6 +266,7 @@ class Joint:
             return Estimate.of(x, error)
         return self._root(target, _checked_tol(tol), 1.0)
 
+    @in_float64("the law of the read-outs")
     def quantile(self, p: float | None = None, tol: float = _TOL, *, log_p: float | None = None) -> Estimate:
         """x with P(S <= x) = p, as `isf`."""
         target = _checked_log_p(p, log_p)
@@ -322,6 +331,7 @@ class Joint:
 
     # ------------------------------------------------------------------ expectations
 
+    @in_float64("the law of the read-outs")
     def moment(self, k: int, tol: float = _TOL) -> Estimate:
         """E S^k of one read-out, k <= 4: in closed form where S is affine in x1, to tol max(1, |value|) otherwise."""
         self._one("moment")
@@ -343,6 +353,7 @@ class Joint:
 
         return OutputLaw(self.layer, self.p1, max(tol, 1e-14))
 
+    @in_float64("the law of the read-outs")
     def mean(self, tol: float = _TOL) -> Estimate:
         """E S, (t,)."""
         if self.law is not None:
@@ -351,6 +362,7 @@ class Joint:
         found = self._output(tol).mean_f()
         return Estimate.of(self.V @ found.value, np.abs(self.V) @ found.error)
 
+    @in_float64("the law of the read-outs")
     def expect(self, g: Callable[..., Array], tol: float = _TOL, *, breaks: Sequence[float] = ()) -> Estimate:
         """E g(S) to an absolute error of about tol max(1, |value|), t = 1 or 2.
 
@@ -406,6 +418,7 @@ class Joint:
 
     # ------------------------------------------------------------------ gradient
 
+    @in_float64("the law of the read-outs")
     def tail_gradient(self, x: float, tol: float = 1e-8) -> ReadOutGradient:
         """d log P(S > x) in the read-out's row and in the layer's A, from the contour that gives P (one read-out).
 

@@ -21,6 +21,7 @@ from elbotree.runtime.storage import read_bytes
 Array = NDArray[np.float64]
 
 MODEL_LIMIT = 2**30  # bytes of one ONNX file
+INPUT_LIMIT = 8192  # numbers of one row of the input: units are functions of all of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,8 @@ def read_onnx(path: str | Path) -> tuple[Program, Affine]:
             values[proto.output[0]] = _run(node)
         except InputError as error:
             raise type(error)(f"{path}, {error}") from None
+        except (TypeError, ValueError, IndexError) as error:  # attributes and constants of shapes that do not fit
+            raise InputError(f"{path}, {place}: its inputs or attributes do not fit it ({error})") from error
     output = values.get(graph.output[0].name)
     if not isinstance(output, _Rows):
         raise InputError(f"{path}: the output {graph.output[0].name!r} does not depend on the input")
@@ -123,7 +126,7 @@ def _graph(path: str | Path) -> tuple[Any, Any]:
         if problems:
             raise UnsupportedError(f"{path}: {len(problems)} part(s) cannot be compiled: " + "; ".join(problems))
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError) as error:
+    except (DecodeError, onnx.checker.ValidationError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200] or "it is damaged"
         raise InputError(f"{path} is not an ONNX model: {reason}") from None
     if len(model.graph.output) != 1:
@@ -194,6 +197,8 @@ def _input(graph: Any, path: object) -> tuple[str, tuple[int, ...]]:
             f"{path}: the input {given[0].name!r} has shape ({shown}); it must be (rows, numbers, ...) with all "
             "sizes but the first fixed"
         )
+    if (size := prod(sizes[1:])) > INPUT_LIMIT:
+        raise UnsupportedError(f"{path}: a row of the input has {size:,} numbers; the limit is {INPUT_LIMIT:,}")
     return given[0].name, tuple(sizes[1:])
 
 

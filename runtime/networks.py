@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from elbotree.runtime.activations import Activation
 from elbotree.runtime.arguments import read_only_array, shortened
 from elbotree.runtime.errors import InputError, UnsupportedError
+from elbotree.runtime.float_range import in_float64
 from elbotree.runtime.models import Layer
 from elbotree.runtime.network_blocks import TransformerBlock, build_block
 from elbotree.runtime.network_program import Affine, Program, Step
@@ -123,6 +124,7 @@ def compile_network(model: object) -> list[Layer]:
     return plan_network(model).layers
 
 
+@in_float64("the network")
 def plan_network(model: object) -> Plan:
     """What `compile_network` returns, with widths, steps, estimated cost and notes; print it to see them.
 

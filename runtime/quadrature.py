@@ -20,6 +20,7 @@ from elbotree.runtime.errors import UnsupportedError
 Array = NDArray[np.float64]
 
 _MAX_PANELS = 400
+_MOST_TURNS = 4e5  # radians of one integrand: a hundred thousand nodes
 
 
 @lru_cache(maxsize=256)
@@ -55,8 +56,14 @@ def panels(
 
     breaks: points at which a panel ends. resolve: functions (of node arrays) whose Legendre series must have died
     out on each panel; a panel where one has not is halved, at most 400 panels in all.
-    Raises UnsupportedError when that is not enough (the function is not piecewise smooth at any resolution tried).
+    Raises UnsupportedError when that is not enough (the function is not piecewise smooth at any resolution tried), and for
+    frequency (hi - lo) beyond 4e5.
     """
+    if not frequency * (hi - lo) <= _MOST_TURNS:
+        raise UnsupportedError(
+            f"b ranges from {lo:.3g} to {hi:.3g}, and what is integrated over it turns {frequency * (hi - lo):.3g} radians there; "
+            f"the limit is {_MOST_TURNS:.0e}, so bring b's numbers nearer to 1, or raise input.noise_std"
+        )
     ends = [lo, *sorted({b for b in breaks if lo < b < hi}), hi]
     todo = list(reversed(list(pairwise(ends))))
     nodes: list[Array] = []
@@ -79,7 +86,8 @@ def panels(
                 raise UnsupportedError(
                     f"psi is not smooth enough near b = {0.5 * (a + b):.6g}: {_MAX_PANELS} halvings of the quadrature "
                     "panels did not resolve it; write its kinks and jumps with where, max, min, abs, sign or "
-                    "heaviside, so that panels can be split there"
+                    "heaviside, so that panels can be split there, or, where psi has none, bring b's numbers nearer to 1: "
+                    "large against the spread of b they leave too few digits"
                 )
             middle = 0.5 * (a + b)
             todo += [(middle, b), (a, middle)]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from elbotree.runtime.arguments import check_seed
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.integrands import Integrand
@@ -130,6 +131,7 @@ class SamplingExpectations(_PointExpectations):
         if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
             raise InputError(f"`samples` is {samples!r}; it must be a whole number of at least 2")
         super().__init__(layer, p1, encoder)
+        check_seed(seed)
         self.samples, self.seed = int(samples), seed
 
     def _chunks(self) -> Iterator[tuple[Array, Array, Array]]:

@@ -5,6 +5,7 @@ What a term means, and how it is computed, is not here: that is the derived tree
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -165,8 +166,12 @@ class Values(Mapping[str, Term]):
         return self["L"].check is not None
 
     def require(self, tol: float) -> None:
-        """Raise ToleranceError unless error <= tol max(1, |value|) holds at every one of the twelve terms."""
-        misses = [term for term in self.values() if not term.error <= tol * max(1.0, abs(term.value))]
+        """Raise ToleranceError unless error <= tol max(1, |value|) holds at every one of the twelve terms, all finite."""
+        misses = [
+            term
+            for term in self.values()
+            if not (math.isfinite(term.value) and term.error <= tol * max(1.0, abs(term.value)))
+        ]
         if not misses:
             return
         # The term that misses by most is the one to mend first, and the sums above it follow.

@@ -185,7 +185,7 @@ def test_unknown_is_said_not_guessed():
         ("relo", InputError, r"psi 'relo' is not a known name \(did you mean 'relu'\?\); known: relu, "),
         ("relu(sin(b))", UnsupportedError, r"sin\(b\) = 0 could not be listed"),
         ("max(silu(b), gelu(b))", UnsupportedError, "breaks are unknown"),
-        ("exp(5000)*b", InputError, "a constant beyond 1e300"),
+        ("1e300*1e300*b", InputError, "a constant beyond 1e300"),
         ("sqrt(b**2 - 1)", UnsupportedError, "not real between b = -1 and b = 1"),
         ("log(-1 - b**2)", InputError, "real nowhere"),
     ],

@@ -180,7 +180,7 @@ def test_a_fit_is_read_back_with_its_starts_and_information(crowded: Fit, tmp_pa
     [
         ({"format": "elbotree-fit/1"}, "`format` is 'elbotree-fit/1'; this version reads 'elbotree-fit/2'"),
         ({"information": [0.1]}, "`information` has 1 numbers; the model has m2 = 3 features"),
-        ({"starts": [{}]}, "is not the cfg.json of a fit"),
+        ({"starts": [{}]}, r"`starts\[0\]` lacks the key 'name'"),
         ({"history": None}, "is not the cfg.json of a fit"),
     ],
 )

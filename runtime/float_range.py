@@ -1,0 +1,30 @@
+"""Where arithmetic leaves the range of float64, an error that says so, in place of inf and nan that go on as numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from elbotree.runtime.errors import UnsupportedError
+
+
+@contextlib.contextmanager
+def in_float64(what: str) -> Iterator[None]:
+    """Arithmetic of `what` that must stay in the range of float64: overflow, 0/0 and their like raise UnsupportedError.
+
+    Underflow passes: what is below 1e-308 is 0 to within every error estimate.
+    """
+    try:
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            yield
+    except (FloatingPointError, OverflowError, ZeroDivisionError, np.linalg.LinAlgError) as error:
+        raise UnsupportedError(
+            f"{what} leaves the range of float64 ({_reason(error)}); bring its numbers nearer to 1, by other units of x1 and "
+            "x2 or of the features"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return "overflow" if isinstance(error, OverflowError) else str(error)

@@ -1,0 +1,147 @@
+"""Extremes of numbers: right, against a reference that shares no code, or refused with the reason."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import elbotree as et
+from tests.reference.oracle import reference_terms
+from tests.stress.outcomes import SMALL
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The small problem with other numbers: a key is the place, with __ for a step down."""
+    form = copy.deepcopy(SMALL)
+    for place, value in changes.items():
+        *path, last = (int(step) if step.isdigit() else step for step in place.split("__"))
+        holder: Any = form
+        for step in path:
+            holder = holder[step]
+        holder[last] = value
+    return form
+
+
+def agrees(form: dict[str, Any], tol: float = 1e-6) -> None:
+    """All twelve terms are within their stated errors of the reference, and the errors within tol."""
+    values, expected = et.evaluate(et.Problem.from_dict(form), tol), reference_terms(form)
+    for name, term in values.items():
+        slack = 1e-10 * max(1.0, abs(expected[name]))  # the reference's own
+        assert abs(term.value - expected[name]) <= term.error + slack, (name, term, expected[name])
+        assert term.error <= tol * max(1.0, abs(term.value)), (name, term)
+
+
+def scaled(x: float, c: float) -> dict[str, Any]:
+    """The same problem with x1 and x2 in units that are `x` times smaller, c_j as before when c = 1 / x."""
+    form = copy.deepcopy(SMALL)
+    for part in ("input", "model"):
+        form[part]["B"] = [[x * v for v in row] for row in form[part]["B"]]
+        form[part]["noise_std"] *= x
+    form["layer"]["threshold"] *= x
+    for q in form["encoder"]:
+        q["C"] = [[c * v for v in row] for row in q["C"]]
+    return form
+
+
+DISCRETE = {"kind": "discrete", "points": [0, 1, 5], "masses": [1e-300, 0.5, 0.5]}
+NO_FEATURES = {"B": [[], []], "noise_std": 0.5, "priors": []}
+ONE = {
+    "format": SMALL["format"],
+    "layer": {"A": [[1.0]], "w": [0.5], "u": [0.8], "psi": "relu"},
+    "input": {"B": [[1.0]], "noise_std": 0.5, "priors": [{"kind": "bernoulli", "p": 0.3}]},
+    "model": {"B": [[1.0]], "noise_std": 0.4, "priors": [{"kind": "bernoulli", "p": 0.3}]},
+    "encoder": [{"family": "bernoulli", "C": [[1.0]]}],
+}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(changed(model__noise_std=1e-12), id="sigma2 = 1e-12"),
+        pytest.param(changed(model__noise_std=1e12), id="sigma2 = 1e12"),
+        pytest.param(changed(input__noise_std=1e-12), id="sigma1 = 1e-12, beside a normal feature"),
+        pytest.param(changed(input__priors__0={"kind": "bernoulli", "p": 1e-300}), id="a mass of 1e-300"),
+        pytest.param(changed(input__priors__0={"kind": "bernoulli", "p": 5e-324}), id="the least mass there is"),
+        pytest.param(changed(input__priors__0=DISCRETE), id="a mass of 1e-300 among others"),
+        pytest.param(changed(model__priors__0={"kind": "bernoulli", "p": 1e-300}), id="a prior's mass of 1e-300"),
+        pytest.param(changed(encoder__0__bias=[1e6]), id="logit 1e6"),
+        pytest.param(changed(encoder__0__bias=[-1e6]), id="logit -1e6"),
+        pytest.param(changed(encoder__1__std=1e-12), id="a posterior's std of 1e-12"),
+        pytest.param(changed(encoder__1__std=1e12), id="a posterior's std of 1e12"),
+        pytest.param(changed(input__B=[[1e-8, 0.2], [-3e-9, 1.1]]), id="an input feature of 1e-8"),
+        pytest.param(changed(model__B=[[1e-8, 0.1], [2e-9, 1e8]]), id="model features of 1e-8 beside 1e8"),
+        pytest.param(changed(input__B=[[5e-324, 0.2], [-0.3, 1.1]]), id="an entry that is denormal"),
+        pytest.param(changed(input__priors__1__std=1e-12), id="a prior's std of 1e-12"),
+        pytest.param(changed(layer__w=[1e-300, -1e-300]), id="w of 1e-300"),
+        pytest.param(changed(layer__u=[0.0, 0.0]), id="u = 0"),
+        pytest.param(changed(layer__threshold=-1e6), id="a threshold that psi never passes"),
+        pytest.param(ONE, id="n = 1"),
+        pytest.param({**SMALL, "input": NO_FEATURES}, id="m1 = 0"),
+        pytest.param({**SMALL, "model": NO_FEATURES, "encoder": []}, id="m2 = 0"),
+        pytest.param({**SMALL, "input": NO_FEATURES, "model": NO_FEATURES, "encoder": []}, id="m1 = m2 = 0"),
+        pytest.param(scaled(1e2, 1e-2), id="units 100 times smaller"),
+    ],
+)
+def test_right_against_the_reference(form: dict[str, Any]) -> None:
+    agrees(form)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "message"),
+    [
+        (changed(input__noise_std=1e12), et.UnsupportedError, "b ranges from .* bring b's numbers nearer to 1"),
+        (
+            changed(input__B=[[1e-8, 0.2], [-3e-9, 1e8]]),
+            et.UnsupportedError,
+            "b ranges from .* bring b's numbers nearer to 1",
+        ),
+        (scaled(1e8, 1e-8), et.UnsupportedError, "b ranges from .* bring b's numbers nearer to 1"),
+        (changed(encoder__0__C=[[1e6, 0.2]]), et.ToleranceError, "what would help: a larger tol"),
+        (changed(layer__A=[[1e300, 0.2], [0.0, 0.9]]), et.UnsupportedError, "leaves the range of float64"),
+        (changed(input__noise_std=1e300), et.UnsupportedError, "leaves the range of float64"),
+        (changed(model__noise_std=1e-300), et.UnsupportedError, "leaves the range of float64"),
+        (changed(input__priors__1__mean=1e308), et.UnsupportedError, "leaves the range of float64"),
+    ],
+)
+def test_refused_with_the_reason(form: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        et.evaluate(et.Problem.from_dict(form))
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "exact"),
+    [
+        # 1 - Phi(3) where only the units differ, and where a feature of 1e-8 stands beside one of 1e8
+        (et.FeatureModel([[1.0]], [et.Normal(0.0, 1.0)], 1e12), 3e12, math.erfc(3 / math.sqrt(2)) / 2),
+        (et.FeatureModel([[1.0]], [et.Normal(0.0, 1.0)], 1e-12), 3.0, math.erfc(3 / math.sqrt(2)) / 2),
+        (et.FeatureModel([[1e-8, 1e8]], [et.Normal(0.0, 1.0)] * 2, 0.0), 3e8, math.erfc(3 / math.sqrt(2)) / 2),
+        (et.FeatureModel([[1e-8, 1e8]], [et.Bernoulli(0.3), et.Exponential(1.0)], 1.0), 3e8, math.exp(-3)),
+        (et.FeatureModel([[1e-8]], [et.Bernoulli(0.3)], 1e-10), 5e-9, 0.3),
+        (et.FeatureModel([[1.0]], [et.Discrete((0.0, 1.0), (1.0, 1e-200))], 0.01), 0.5, 1e-200),
+        (et.FeatureModel(np.zeros((1, 0)), [], 1.0), 30.0, math.erfc(30 / math.sqrt(2)) / 2),
+    ],
+)
+def test_tails_of_extremes_have_their_closed_form(model: et.FeatureModel, x: float, exact: float) -> None:
+    found = model.marginal([1.0]).tail(x)
+    assert float(found.value) == pytest.approx(exact, rel=float(found.relative_error) + 1e-13)
+    assert float(found.relative_error) <= 1e-10
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "0", True])
+def test_seeds_are_whole_numbers(seed: Any) -> None:
+    problem = et.Problem.from_dict(SMALL)
+    with pytest.raises(et.InputError, match=r"`seed` is .*; it must be a whole number of at least 0"):
+        et.evaluate(problem, check_samples=100, seed=seed)
+    with pytest.raises(et.InputError, match="`seed` is"):
+        et.sampled_tails([problem.layer], problem.input, [1.0, 0.0], 1.0, 1000, seed=seed)
+
+
+@pytest.mark.parametrize("bound", ["max_seconds", "max_memory"])
+def test_bounds_are_positive(bound: str) -> None:
+    for value in (0.0, -1.0, math.nan):
+        with pytest.raises(et.InputError, match=f"`{bound}` is .*; it must be a positive number"):
+            et.evaluate(et.Problem.from_dict(SMALL), **{bound: value})
