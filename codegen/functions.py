@@ -129,12 +129,16 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
         return self._nest("minimum", expr)
 
     def _print_Piecewise(self, expr: sp.Expr) -> str:
-        text = str(self._print(expr.args[-1].expr))
+        text = self._branch(expr.args[-1].expr)
         if expr.args[-1].cond != sp.true:
             text = f"np.where({self._print(expr.args[-1].cond)}, {text}, np.nan)"
         for case in reversed(expr.args[:-1]):
-            text = f"np.where({self._print(case.cond)}, {self._print(case.expr)}, {text})"
+            text = f"np.where({self._print(case.cond)}, {self._branch(case.expr)}, {text})"
         return text
+
+    def _branch(self, expr: sp.Expr) -> str:
+        """A branch; numpy would make integers of branches that all are."""
+        return repr(float(expr)) if isinstance(expr, sp.Integer) else str(self._print(expr))
 
 
 def print_expression(expression: sp.Expr) -> str:

@@ -52,7 +52,7 @@ def read_bytes(path: str | Path, limit: int, *, follow_links: bool = True) -> by
                 raise InputError(f"{path} is not a file; give the path of a regular file")
             if about.st_size > limit:
                 raise InputError(f"{path} has {about.st_size:,} bytes; the limit is {limit:,}")
-            return file.read(limit + 1)
+            return file.read(min(limit, about.st_size) + 1)  # what is asked for is set aside at once
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; check the path") from None
     except IsADirectoryError:

@@ -38,7 +38,7 @@ def run_network(state: Path, out: Path) -> None:
     layers = [et.Layer([[a]], [0.5], [0.8], psi, threshold=0.1) for a, psi in ((1.0, "relu"), (0.7, "tanh"))]
     p1 = et.FeatureModel([[1.0]], [et.Discrete((-1.0, 0.0, 2.0), (0.2, 0.5, 0.3))], 0.4)
     made = et.fit_network(
-        layers, p1, features=2, iterations=4, tol=1e-2, check_samples=200, checkpoint=state, resume=True
+        layers, p1, features=2, iterations=2, tol=1e-2, check_samples=200, checkpoint=state, resume=True
     )
     made.save(out)
 

@@ -93,7 +93,7 @@ def expressions() -> SearchStrategy[str]:
     return st.recursive(leaves, wider, max_leaves=8).filter(lambda text: len(text) <= MAX_LENGTH)
 
 
-@quick(40)
+@quick(25)
 @given(expressions())
 def test_psi_of_the_grammar(text: str) -> None:
     event("fine" if outcomes.psi(text) else "refused")
