@@ -69,7 +69,8 @@ class LinearLaw:
         return LinearLaw(mean, R[:, keep], tuple(p1.priors[i] for i in keep), noise)
 
     def flat(self, b_step: Array, b_modes: int, reach: float) -> tuple[Any, ...]:
-        """The sources as flat arrays for the compiled loops: atoms as rotations over k, the rest as tables to `reach`."""
+        """The sources as flat arrays for the compiled loops: waves (`Prior.waves`) as rotations over k, the rest as tables to
+        `reach`."""
         key = (b_step.tobytes(), b_modes, reach)
         along = b_step @ self.loadings
         if key not in self._flat:
@@ -79,14 +80,16 @@ class LinearLaw:
             start, row, length, step = np.zeros(m + 1, np.int64), np.full(m, -1), np.zeros(m, np.int64), np.zeros(m)
             atoms: list[float] = []
             masses: list[float] = []
+            poles: list[tuple[float, float]] = []
             of_source: list[int] = []
             tables, known, size = [np.zeros((0, 6))], {}, 0
             for i, prior in enumerate(self.priors):
-                if isinstance(prior, Discrete | Bernoulli):
-                    points, weights = prior.atoms
-                    atoms += list(points - prior.mean())
-                    masses += list(weights)
-                    of_source += [i] * len(points)
+                if prior.waves is not None:
+                    for wave in prior.waves:
+                        atoms.append(wave.place - prior.mean())
+                        masses.append(wave.mass)
+                        poles.append((wave.scales[0] + wave.scales[1], wave.scales[0] * wave.scales[1]))
+                        of_source.append(i)
                 else:
                     if prior not in known:
                         h, made = lattice_loops.table(prior, reach)
@@ -98,7 +101,18 @@ class LinearLaw:
             k = np.arange(-b_modes, b_modes + 1)
             turn = np.multiply.outer(np.array(atoms) * along[np.array(of_source, dtype=np.intp)], k)
             rotate = np.stack([np.cos(turn), np.sin(turn)], axis=1) if atoms else np.zeros((0, 2, len(k)))
-            sources = (start, np.array(atoms), np.array(masses), rotate, row, length, step, np.concatenate(tables))
+            poles_of = np.array(poles).reshape(-1, 2)
+            sources = (
+                start,
+                np.array(atoms),
+                np.array(masses),
+                poles_of,
+                rotate,
+                row,
+                length,
+                step,
+                np.concatenate(tables),
+            )
             self._flat[key] = sources
         return (along, *self._flat[key])
 

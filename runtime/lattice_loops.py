@@ -3,8 +3,8 @@
 One mode n at a time; for it, arrays over k (the frequencies of b) of every source's factor stay in the first-level
 cache. A loop over k vectorises where the compiler is willing to test the arrays that it writes against all others for
 overlap, which it is for eight pairs: two arrays written and three more read, or one written and any number read.
-Atomic sources are sums of rotations, exact to rounding;
-the others read quintic Hermite tables of phi. Modes are independent, so results do not depend on how they are divided
+Sources that are atoms, exponential or Laplace, or mixtures of these, are sums of rotations times rational functions, exact
+to rounding; the others read quintic Hermite tables of phi. Modes are independent, so results do not depend on how they are divided
 among threads. The numpy walk is the reference for these loops, and what small problems use (compiling takes seconds).
 """
 
@@ -45,44 +45,60 @@ def table(prior: Prior, reach: float) -> tuple[float, Array]:
 
 
 @_jit
-def _interpolate(tables: Any, row: int, length: int, step: float, t: float, out: Any) -> None:
-    """phi and phi' at t from a table of t >= 0 (phi(-t) is the conjugate), into out[0:4]."""
-    sign = 1.0
-    if t < 0:
-        t = -t
-        sign = -1.0
-    at = t / step
-    i = int(at)
-    if i > length - 2:
-        i = length - 2
-    x = at - i
-    x2 = x * x
-    x3 = x2 * x
-    # quintic Hermite basis and its derivative
-    a1 = x3 * (10 + x * (-15 + 6 * x))
-    a0 = 1 - a1
-    b0 = x - x3 * (6 + x * (-8 + 3 * x))
-    b1 = x3 * (-4 + x * (7 - 3 * x))
-    c0 = 0.5 * x2 * (1 + x * (-3 + x * (3 - x)))
-    c1 = 0.5 * x3 * (1 + x * (-2 + x))
-    d1 = x2 * (30 + x * (-60 + 30 * x))
-    e0 = 1 - x2 * (18 + x * (-32 + 15 * x))
-    e1 = x2 * (-12 + x * (28 - 15 * x))
-    f0 = x * (1 + x * (-4.5 + x * (6 - 2.5 * x)))
-    f1 = x2 * (1.5 + x * (-4 + 2.5 * x))
+def _poles(t: float, total: float, product: float) -> Any:
+    """Re and Im of R = 1 / ((1 - i s1 t)(1 - i s2 t)), s1 + s2 = total, s1 s2 = product."""
+    re, im = 1.0 - product * t * t, total * t
+    over = 1.0 / (re * re + im * im)
+    return re * over, im * over
+
+
+@_jit
+def _from_table(
+    t0: float, along: float, row: int, length: int, step: float, tables: Any, slope: bool, lo: Any, hi: Any, out: Any,
+    e: Any, within: Any, place: Any,
+) -> None:  # fmt: skip
+    """phi, and phi' if `slope`, over k from a table of t >= 0 (phi(-t) is the conjugate), into out[e]; within and place (K,) are
+    scratch."""
+    first, over = t0 - along * (out.shape[2] // 2), 1.0 / step
+    for k in range(lo, hi):
+        at = abs(first + along * k) * over
+        i = min(np.int64(at), length - 2)
+        within[k] = at - i
+        place[k] = row + i
+    # quintic Hermite basis, for the real part and the imaginary one, and its derivative
     for part in range(2):
-        v0, v1 = tables[row + i, part], tables[row + i + 1, part]
-        s0, s1 = tables[row + i, 2 + part] * step, tables[row + i + 1, 2 + part] * step
-        q0, q1 = tables[row + i, 4 + part] * step * step, tables[row + i + 1, 4 + part] * step * step
-        value = a0 * v0 + a1 * v1 + b0 * s0 + b1 * s1 + c0 * q0 + c1 * q1
-        slope = (d1 * (v1 - v0) + e0 * s0 + e1 * s1 + f0 * q0 + f1 * q1) / step
-        # phi is even in its real part and odd in its imaginary part; phi' the other way round
-        if part == 0:
-            out[0] = value
-            out[2] = sign * slope
-        else:
-            out[1] = sign * value
-            out[3] = slope
+        for k in range(lo, hi):
+            x, i = within[k], np.uint64(place[k])
+            j = i + np.uint64(1)
+            x2 = x * x
+            x3 = x2 * x
+            a1 = x3 * (10 + x * (-15 + 6 * x))
+            b0 = x - x3 * (6 + x * (-8 + 3 * x))
+            b1 = x3 * (-4 + x * (7 - 3 * x))
+            c0 = 0.5 * x2 * (1 + x * (-3 + x * (3 - x)))
+            c1 = 0.5 * x3 * (1 + x * (-2 + x))
+            value = tables[i, part] + a1 * (tables[j, part] - tables[i, part])
+            value += step * (b0 * tables[i, 2 + part] + b1 * tables[j, 2 + part])
+            out[e, part, k] = value + step * step * (c0 * tables[i, 4 + part] + c1 * tables[j, 4 + part])
+    # phi is even in its real part and odd in its imaginary part; phi' the other way round
+    for k in range(lo, hi):
+        out[e, 1, k] = out[e, 1, k] if first + along * k >= 0 else -out[e, 1, k]
+    if slope:
+        for part in range(2):
+            for k in range(lo, hi):
+                x, i = within[k], np.uint64(place[k])
+                j = i + np.uint64(1)
+                x2 = x * x
+                d1 = x2 * (30 + x * (-60 + 30 * x))
+                e0 = 1 - x2 * (18 + x * (-32 + 15 * x))
+                e1 = x2 * (-12 + x * (28 - 15 * x))
+                f0 = x * (1 + x * (-4.5 + x * (6 - 2.5 * x)))
+                f1 = x2 * (1.5 + x * (-4 + 2.5 * x))
+                value = over * d1 * (tables[j, part] - tables[i, part])
+                value += e0 * tables[i, 2 + part] + e1 * tables[j, 2 + part]
+                out[e, 2 + part, k] = value + step * (f0 * tables[i, 4 + part] + f1 * tables[j, 4 + part])
+        for k in range(lo, hi):
+            out[e, 2, k] = out[e, 2, k] if first + along * k >= 0 else -out[e, 2, k]
 
 
 @_jit
@@ -93,6 +109,7 @@ def _factor(
     start: Any,
     atoms: Any,
     masses: Any,
+    poles: Any,
     rotate: Any,
     table_row: Any,
     table_length: Any,
@@ -103,18 +120,25 @@ def _factor(
     hi: Any,
     out: Any,
     e: Any,
-    scratch: Any,
+    within: Any,
+    place: Any,
 ) -> None:
     """Source i's factor over k in [lo, hi), lo >= 0: out[e, 0], out[e, 1] are Re and Im of phi, out[e, 2], out[e, 3] those of
-    phi'."""
-    if table_row[i] < 0:
-        for part in range(4 if slope else 2):
-            for k in range(lo, hi):
-                out[e, part, k] = 0.0
-        for a in range(start[i], start[i + 1]):
-            x = atoms[a]
-            c, s = masses[a] * np.cos(x * t0), masses[a] * np.sin(x * t0)
-            re, im, turn_re, turn_im = out[e, 0], out[e, 1], rotate[a, 0], rotate[a, 1]
+    phi'. phi is a sum of mass e^(i x t) R(t) over atoms x, R = 1 but for the poles that it may have (`_poles`), or a table."""
+    if table_row[i] >= 0:
+        _from_table(
+            t0, along, table_row[i], table_length[i], table_step[i], tables, slope, lo, hi, out, e, within, place
+        )
+        return
+    first = t0 - along * (out.shape[2] // 2)
+    for part in range(4 if slope else 2):
+        for k in range(lo, hi):
+            out[e, part, k] = 0.0
+    for a in range(start[i], start[i + 1]):
+        x, total, product = atoms[a], poles[a, 0], poles[a, 1]
+        c, s = masses[a] * np.cos(x * t0), masses[a] * np.sin(x * t0)
+        re, im, turn_re, turn_im = out[e, 0], out[e, 1], rotate[a, 0], rotate[a, 1]
+        if total == 0.0 and product == 0.0:
             for k in range(lo, hi):
                 re[k] += c * turn_re[k] - s * turn_im[k]
                 im[k] += c * turn_im[k] + s * turn_re[k]
@@ -123,15 +147,24 @@ def _factor(
                 for k in range(lo, hi):
                     out[e, 2, k] -= c * rotate[a, 1, k] + s * rotate[a, 0, k]
                     out[e, 3, k] += c * rotate[a, 0, k] - s * rotate[a, 1, k]
-    else:
-        half = out.shape[2] // 2
+            continue
         for k in range(lo, hi):
-            _interpolate(
-                tables, table_row[i], table_length[i], table_step[i], t0 + along * (np.int64(k) - half), scratch
-            )
-            out[e, 0, k], out[e, 1, k] = scratch[0], scratch[1]
-            if slope:
-                out[e, 2, k], out[e, 3, k] = scratch[2], scratch[3]
+            r_re, r_im = _poles(first + along * k, total, product)
+            wave_re, wave_im = c * turn_re[k] - s * turn_im[k], c * turn_im[k] + s * turn_re[k]
+            re[k] += wave_re * r_re - wave_im * r_im
+            im[k] += wave_re * r_im + wave_im * r_re
+        if slope:
+            # (e^(i x t) R)' = e^(i x t) R (i x + (2 product t + i total) R)
+            re, im = out[e, 2], out[e, 3]
+            for k in range(lo, hi):
+                t = first + along * k
+                r_re, r_im = _poles(t, total, product)
+                wave_re, wave_im = c * turn_re[k] - s * turn_im[k], c * turn_im[k] + s * turn_re[k]
+                v_re, v_im = wave_re * r_re - wave_im * r_im, wave_re * r_im + wave_im * r_re
+                by_re = 2 * product * t * r_re - total * r_im
+                by_im = x + 2 * product * t * r_im + total * r_re
+                re[k] += v_re * by_re - v_im * by_im
+                im[k] += v_re * by_im + v_im * by_re
 
 
 @_jit
@@ -165,6 +198,7 @@ def walk_values(
     start: Any,
     atoms: Any,
     masses: Any,
+    poles: Any,
     rotate: Any,
     table_row: Any,
     table_length: Any,
@@ -176,7 +210,8 @@ def walk_values(
     """X[q, n] = sum_k base[q, n, k] over_n[n] over_k[k] prod_i phi_i(t[n, i] + k along[i]), |k| <= limits[n]."""
     N, m = t.shape
     K = over_k.shape[0]
-    factors, prefix, scratch = np.empty((m, 4, K)), np.empty((m + 1, 2, K)), np.empty(4)
+    factors, prefix = np.empty((m, 4, K)), np.empty((m + 1, 2, K))
+    within, place = np.empty(K), np.empty(K, dtype=np.int64)
     for n in range(N):
         # unsigned bounds: an index that cannot be negative needs no check, and the loops vectorise
         lo, hi = np.uint64(K // 2 - limits[n]), np.uint64(K // 2 + limits[n] + 1)
@@ -185,8 +220,8 @@ def walk_values(
             prefix[0, 1, k] = 0.0
         for i in range(m):
             _factor(
-                i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, False, lo, hi,
-                factors, i, scratch,
+                i, t[n, i], along[i], start, atoms, masses, poles, rotate, table_row, table_length, table_step, tables, False,
+                lo, hi, factors, i, within, place,
             )  # fmt: skip
             times(prefix, i, factors, lo, hi)
         for q in range(base.shape[0]):
@@ -208,6 +243,7 @@ def walk_moments(
     start: Any,
     atoms: Any,
     masses: Any,
+    poles: Any,
     rotate: Any,
     table_row: Any,
     table_length: Any,
@@ -223,7 +259,7 @@ def walk_moments(
     N, m = t.shape
     K = over_k.shape[0]
     half = K // 2
-    factors, scratch = np.empty((m, 4, K)), np.empty(4)
+    factors, within, place = np.empty((m, 4, K)), np.empty(K), np.empty(K, dtype=np.int64)
     prefix, after = np.empty((m + 1, 2, K)), np.empty((2, K))
     for n in range(N):
         # unsigned bounds: an index that cannot be negative needs no check, and the loops vectorise
@@ -235,8 +271,8 @@ def walk_moments(
         after[1] = 0.0
         for i in range(m):
             _factor(
-                i, t[n, i], along[i], start, atoms, masses, rotate, table_row, table_length, table_step, tables, True, lo, hi,
-                factors, i, scratch,
+                i, t[n, i], along[i], start, atoms, masses, poles, rotate, table_row, table_length, table_step, tables, True,
+                lo, hi, factors, i, within, place,
             )  # fmt: skip
             times(prefix, i, factors, lo, hi)
         for q in range(base.shape[0]):

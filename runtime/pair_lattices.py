@@ -30,13 +30,14 @@ ComplexArray = NDArray[np.complex128]
 
 MAX_POINTS = 3e9  # lattice points times sources of one pair; beyond it the engine says so instead of starting
 _BLOCK = 200_000  # lattice points that the numpy walk holds at once
+_COMPILE_FROM = 100_000  # points from which a lattice is walked by compiled loops even where the others are not
 # Modes turn independently of one another: what is left out of them adds up like independent errors, of which this many
 # standard deviations are counted.
 _SPREAD = 3.0
 _HIGHEST = 8  # degree of the merged polynomial: rounding grows as steps^degree
-# nanoseconds: of a pair; of a point, for itself, an atom of a source, a table look-up, a degree of the polynomial
-_PREPARED, _WALK, _ATOMS, _TABLE, _DEGREE = 3e5, 8.0, 2.1, 18.0, 2.5
-_NUMPY = 12.0  # how many times longer the numpy walk takes
+# nanoseconds: of a pair; of a point, for itself, a wave of a source, a table look-up, a degree of the polynomial
+_PREPARED, _WALK, _WAVE, _TABLE, _DEGREE = 2e5, 4.5, 1.3, 7.0, 0.6
+_NUMPY = 25.0  # how many times longer the numpy walk takes
 
 # the monomials |p|^c |q|^d, c + d < ORDERS, by degree
 _C, _D = (np.array(x) for x in zip(*[(c, m - c) for m in range(ORDERS) for c in range(m + 1)], strict=True))
@@ -100,7 +101,7 @@ class BLaw:
         self.unit = 2 * ROUNDOFF * self.norm
         self.along = self.b_step @ law.loadings
         self.weak = WeakSources(law, self.b_step, self.b_modes, self.over_k)
-        self.costs = np.array([_ATOMS * len(p.atoms[0]) if p.continuous_weight == 0.0 else _TABLE for p in law.priors])
+        self.costs = np.array([_TABLE if p.waves is None else _WAVE * len(p.waves) for p in law.priors])
         # what |p A|^c |q B|^d of a source is multiplied by in a bound on its part of the exponent
         self.by_monomial: Array = np.zeros((ORDERS, ORDERS, len(law.priors)))
         self.by_monomial[_C, _D] = _BINOMIAL[:, None] * np.where(self.weak.usable, self.weak.sizes[_C + _D], 0.0)
@@ -262,6 +263,7 @@ class PairLattice:
         self._V = np.array([one.step, two.step])
         self.A, self.B = one.sources, two.sources
         self.points = int((2 * self.limits + 1).clip(min=0).sum())
+        self.compiled = shared.compiled or self.points > _COMPILE_FROM
         if self.points * (1.0 + int((~self.merged).sum())) > MAX_POINTS:
             raise UnsupportedError(
                 f"an expectation over a pair of encoder parameters would need {self.points:.2g} lattice points for "
@@ -279,7 +281,7 @@ class PairLattice:
     def seconds(self) -> float:
         """About how long the walk takes on one core."""
         each = _WALK + _DEGREE * self.degree + float(self.shared.costs[~self.merged].sum())
-        return 1e-9 * (_PREPARED + self.points * each * (1.0 if self.shared.compiled else _NUMPY))
+        return 1e-9 * (_PREPARED + self.points * each * (1.0 if self.compiled else _NUMPY))
 
     def memory(self, vectors: bool) -> int:
         """Bytes that the sums take."""
@@ -291,7 +293,7 @@ class PairLattice:
     def make(self, vectors: bool) -> None:
         """Walk the lattice now: for X alone, or for all that vectors need."""
         if not self.made(vectors):
-            self._sums = self._walk_compiled(vectors) if self.shared.compiled else self._walk(vectors)
+            self._sums = self._walk_compiled(vectors) if self.compiled else self._walk(vectors)
 
     def made(self, vectors: bool) -> bool:
         """Whether `make` has nothing left to do."""
@@ -411,7 +413,7 @@ class PairLattice:
         furthest = max(abs(self.first), abs(rows - 1 + self.first))
         reach = float((furthest * np.abs(self.A[explicit]) + columns * np.abs(self.B[explicit])).max(initial=0.0))
         reach += float(np.abs(shared.along[explicit]).max(initial=0.0)) * shared.b_modes
-        along, start, atoms, masses, rotate, *tables = self.law.flat(
+        along, start, atoms, masses, poles, rotate, *tables = self.law.flat(
             shared.b_step, shared.b_modes, float(2.0 ** np.ceil(np.log2(max(reach, 1e-6))))
         )
         rotate = np.ascontiguousarray(rotate[:, :, shared.b_modes - self.reach : shared.b_modes + self.reach + 1])
@@ -424,8 +426,8 @@ class PairLattice:
             base = np.ascontiguousarray(self._base(slice(0, rows), powers))
         walk_pair(
             self._noise(), np.nonzero(self.merged)[0], self.A, self.B, shared.weak.coefficients, shared.b_modes - self.reach,
-            self.first, self.limits, self._walked, explicit, along, start, atoms, masses, rotate, *tables, self._phases, pieces,
-            step, length, base, *out,
+            self.first, self.limits, self._walked, explicit, along, start, atoms, masses, poles, rotate, *tables, self._phases,
+            pieces, step, length, base, *out,
         )  # fmt: skip
         return out
 
@@ -468,7 +470,7 @@ class PairLattice:
         """sum over modes of c sum_k terms phi_i' / phi_i for the merged sources, 0 for the others, (m,)."""
         out = np.zeros(len(self.law.priors), dtype=np.complex128)
         weak, R, begin = self.shared.weak, self.degree, self.shared.b_modes - self.reach
-        if self.shared.compiled:
+        if self.compiled:
             from elbotree.runtime import pair_loops
 
             merged_slopes: Any = pair_loops.merged_slopes

@@ -3,8 +3,9 @@ which points there are, `walk_pair` sums over them.
 
 One row of modes (p fixed, q = 0, 1, ..) at a time, as arrays over k, the frequencies of b, in the first-level cache. The
 merged sources are exp(T(p, q; k)), T a polynomial of degree R in (p, q): with the exponentials of its differences at
-hand, a step to the next q costs R complex multiplications and no exponential. Sources that are not merged are rotations
-or tables, as in `lattice_loops`; psi linear on pieces enters in closed form. Loops over k vectorise as they do there.
+hand, a step to the next q costs R complex multiplications and no exponential. Sources that are not merged are rotations,
+rational functions or tables, as in `lattice_loops`; psi linear on pieces enters in closed form. Loops over k vectorise as
+they do there.
 """
 
 from __future__ import annotations
@@ -358,6 +359,7 @@ def _walk_away(
     start: Any,
     atoms: Any,
     masses: Any,
+    poles: Any,
     rotate: Any,
     table_row: Any,
     table_length: Any,
@@ -380,7 +382,7 @@ def _walk_away(
     Q = limits.shape[1] - 1
     vectors = terms.shape[0] > 0
     g = np.empty((2, order + 1, K))
-    factors, scratch = np.empty((E, 4, K)), np.empty(4)
+    factors, within, place = np.empty((E, 4, K)), np.empty(K), np.empty(K, dtype=np.int64)
     prefix, after = np.empty((E + 1, 2, K)), np.empty((2, K))
     b, j = np.empty((2 * powers, K)), np.empty((3, K))
     frequency = np.arange(-half, half + 1.0)
@@ -403,8 +405,8 @@ def _walk_away(
                 for e in range(E):
                     i = chosen[e]
                     _factor(
-                        i, p * A[i] + q * B[i], along[i], start, atoms, masses, rotate, table_row,
-                        table_length, table_step, tables, vectors, lo, hi, factors, e, scratch,
+                        i, p * A[i] + q * B[i], along[i], start, atoms, masses, poles, rotate, table_row,
+                        table_length, table_step, tables, vectors, lo, hi, factors, e, within, place,
                     )  # fmt: skip
                     times(prefix, e, factors, lo, hi)
                 if closed:
@@ -475,6 +477,7 @@ def walk_pair(
     start: Any,
     atoms: Any,
     masses: Any,
+    poles: Any,
     rotate: Any,
     table_row: Any,
     table_length: Any,
@@ -513,7 +516,7 @@ def walk_pair(
             generators = _generators(S, _differences(R, float(begun), float(sign)), of_q)
             _walk_away(
                 generators, begun, origin, sign, count, limits, walked, chosen, sign * A, B, along, start, atoms, masses,
-                rotate, table_row, table_length, table_step, tables, phases, pieces, step, length, base, X, terms,
+                poles, rotate, table_row, table_length, table_step, tables, phases, pieces, step, length, base, X, terms,
                 by_source, by_k,
             )  # fmt: skip
 

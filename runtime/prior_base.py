@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,6 +65,14 @@ def checked_weights(kind: str, name: str, values: object) -> tuple[float, ...]:
     if abs(total - 1) > len(masses) * 2.0**-52:  # leave sums that are 1 up to rounding, so that files round-trip
         return tuple(mass / total for mass in masses)
     return masses
+
+
+class Wave(NamedTuple):
+    """mass e^(i place t) / ((1 - i s1 t)(1 - i s2 t)), scales = (s1, s2): an atom (0, 0), exponential (s, 0), Laplace (s, -s)."""
+
+    place: float
+    mass: float
+    scales: tuple[float, float] = (0.0, 0.0)
 
 
 class Prior(ABC):
@@ -169,6 +177,11 @@ class Prior(ABC):
         """Lambda and its derivatives up to `top` at a flat c inside the domain."""
 
     # -- density, masses, support ------------------------------------------------------------------------------------
+    @property
+    def waves(self) -> tuple[Wave, ...] | None:
+        """The terms of the characteristic function where it is a sum of `Wave`s, else None."""
+        return None
+
     @property
     def atoms(self) -> tuple[Array, Array]:
         """(points, masses) of the discrete part, ascending, masses > 0."""

@@ -22,6 +22,7 @@ from elbotree.runtime.prior_base import (
     Complex,
     Parameters,
     Prior,
+    Wave,
     checked_number,
     checked_numbers,
     checked_weights,
@@ -68,6 +69,10 @@ def _tilted_atoms(points: Array, masses: Array, c: Array, precision: float, top:
 
 class _Atomic(Prior):
     """What Discrete and Bernoulli share: finitely many atoms and no density."""
+
+    @property
+    def waves(self) -> tuple[Wave, ...]:
+        return tuple(Wave(float(point), float(mass)) for point, mass in zip(*self.atoms, strict=True))
 
     @property
     def continuous_weight(self) -> float:
@@ -351,6 +356,10 @@ class Exponential(_GammaLaw):
     def parameters(self) -> Parameters:
         return {"scale": self.scale_}
 
+    @property
+    def waves(self) -> tuple[Wave, ...]:
+        return (Wave(0.0, 1.0, (self.scale_, 0.0)),)
+
     def score(self, x: ArrayLike, atom: bool) -> dict[str, Array]:
         x = np.asarray(x, dtype=np.float64)
         on = (np.zeros(x.shape) if atom else np.ones(x.shape)) * (x >= 0)
@@ -454,6 +463,10 @@ class Laplace(Prior):
         object.__setattr__(self, "mean_", checked_number("laplace", "mean", mean))
         object.__setattr__(self, "scale_", checked_number("laplace", "scale", scale, positive=True))
 
+    @property
+    def waves(self) -> tuple[Wave, ...]:
+        return (Wave(self.mean_, 1.0, (self.scale_, -self.scale_)),)
+
     def moment(self, k: int) -> float:
         m, v = self.mean_, 2 * self.scale_**2
         return (1.0, m, m**2 + v, m**3 + 3 * m * v, m**4 + 6 * m**2 * v + 6 * v**2)[k]
@@ -530,6 +543,15 @@ class _Sum(Prior):
     @cached_property
     def _live(self) -> tuple[tuple[float, Prior], ...]:
         return tuple((weight, part) for weight, part in self._terms if weight > 0)
+
+    @property
+    def waves(self) -> tuple[Wave, ...] | None:
+        found: list[Wave] = []
+        for weight, part in self._live:
+            if part.waves is None:
+                return None
+            found += [wave._replace(mass=weight * wave.mass) for wave in part.waves]
+        return tuple(found)
 
     def moment(self, k: int) -> float:
         return math.fsum(weight * part.moment(k) for weight, part in self._live)

@@ -167,14 +167,18 @@ class SpectralExpectations:
         max_seconds: float | None = None,
         max_memory: float | None = None,
         executor: Executor | None = None,
+        sizes: Mapping[str, float] | None = None,
     ) -> SpectralExpectations:
         """An engine under which all twelve nodes of the problem's tree meet tol * max(1, |value|).
 
         R3 divides S1 and the T's by 2 sigma2^2, and sums add errors: of tol * min(1, 2 sigma2^2), T3 gets three quarters
-        and each of the other leaves a twenty-fourth.
+        and each of the other leaves a twenty-fourth. `sizes`: what max(1, |value|) is at least, of nodes where that is known
+        to be more than 1; all leaves may then err by more.
         """
-        share = tol * min(1.0, 2 * problem.model.noise_std**2)
-        leaf = max(1e-14, share / 24)
+        divided = 2 * problem.model.noise_std**2
+        above = {"T3": 1.0, "S2": 1.0, "R3": divided, "L": divided}
+        share = tol * min(factor * (sizes or {}).get(node, 1.0) for node, factor in above.items())
+        leaf = max(1e-14, min(share / 24, tol / 3))  # T1 has three leaves of its own
         return cls(
             problem.layer,
             problem.input,

@@ -31,6 +31,8 @@ PRIORS: tuple[Prior, ...] = (
     Mixture((0.5, 0.5), (Normal(0.0, 0.3), Normal(1.0, 0.1))),
     Uniform(-1.0, 2.0),
     SpikeSlab(0.2, Gamma(2.0, 0.5)),
+    SpikeSlab(0.4, Exponential(0.8)),
+    Mixture((0.5, 0.3, 0.2), (Laplace(-1.0, 0.3), Discrete((0.5,), (1.0,)), Exponential(0.2))),
     Bernoulli(0.3),
 )
 
@@ -96,12 +98,11 @@ def test_linear_pieces_compiled_and_not(text: str) -> None:
 @pytest.mark.parametrize("prior", PRIORS[2:7])
 def test_tables_interpolate_the_characteristic_function(prior: Prior) -> None:
     step, table = lattice_loops.table(prior, 20.0)
-    t = np.random.default_rng(3).uniform(-20, 20, 200)
-    out = np.empty(4)
-    for x in t:
-        lattice_loops._interpolate(table, 0, len(table), step, x, out)
-        turn = np.exp(-1j * prior.mean() * x)
-        value = turn * prior.cf(np.array([x]))[0]
-        slope = turn * (prior.cf(np.array([x]), 1)[0] - 1j * prior.mean() * prior.cf(np.array([x]))[0])
-        assert abs(out[0] + 1j * out[1] - value) < 2e-14
-        assert abs(out[2] + 1j * out[3] - slope) < 2e-12
+    K = 201
+    out, within, place = np.zeros((1, 4, K)), np.empty(K), np.empty(K, dtype=np.int64)
+    lattice_loops._from_table(0.3, 0.19, 0, len(table), step, table, True, 0, K, out, 0, within, place)
+    t = 0.3 + 0.19 * (np.arange(K) - K // 2)
+    turn = np.exp(-1j * prior.mean() * t)
+    slope = turn * (prior.cf(t, 1) - 1j * prior.mean() * prior.cf(t))
+    assert np.abs(out[0, 0] + 1j * out[0, 1] - turn * prior.cf(t)).max() < 2e-14
+    assert np.abs(out[0, 2] + 1j * out[0, 3] - slope).max() < 2e-12
