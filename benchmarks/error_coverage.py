@@ -3,7 +3,7 @@ oracle of tests/reference. Printed per term: how often the reported error covers
 the smallest one; then every miss, crash and slow problem, each reproducible by its number. Exit status 1 when there is
 one.
 
-    python benchmarks/coverage.py --problems 200 --seed 1 --tol 1e-6
+    python benchmarks/error_coverage.py --problems 200 --seed 1 --tol 1e-6
 """
 
 from __future__ import annotations
