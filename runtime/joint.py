@@ -257,7 +257,8 @@ class Joint:
     def isf(self, p: float | None = None, tol: float = _TOL, *, log_p: float | None = None) -> Estimate:
         """x with P(S > x) = p, one read-out, with a bound on its error; log_p instead of p reaches below 1e-308.
 
-        Raises InputError unless 0 < p < 1.
+        Where the law has an atom it is the generalised inverse, inf {x : P(S > x) <= p}. Raises InputError unless
+        0 < p < 1.
         """
         target = _checked_log_p(p, log_p)
         self._one("isf")
@@ -268,7 +269,7 @@ class Joint:
 
     @in_float64("the law of the read-outs")
     def quantile(self, p: float | None = None, tol: float = _TOL, *, log_p: float | None = None) -> Estimate:
-        """x with P(S <= x) = p, as `isf`."""
+        """x with P(S <= x) = p, as `isf`; over an atom inf {x : P(S <= x) >= p}."""
         target = _checked_log_p(p, log_p)
         self._one("quantile")
         if self.law is not None:
@@ -281,46 +282,58 @@ class Joint:
             raise UnsupportedError(f"`{what}` is for one read-out; this law has t = {self.t}")
 
     def _root(self, target: float, tol: float, sign: float) -> Estimate:
-        """The root of log P(sign S > sign x) - target through psi: a bracket grown from the mean, then regula falsi
-        with the Illinois rule on log P, at a coarse tolerance until it is near."""
+        """Where log P(sign S > sign x) passes target, through psi: a bracket grown from the mean, then regula falsi with
+        the Illinois rule on log P, at a coarse tolerance until it is near, and halving where that stalls.
+
+        Where the law jumps over target the bracket shrinks onto the atom, which is the generalised inverse.
+        """
         mean, std = (float(m) for m in self._rough)
 
-        def off(x: float, level: float) -> tuple[float, TailProbability]:
+        def off(x: float, level: float) -> tuple[float, float]:
             found = self._orthant(np.array([x]), sign, level)
-            return float(found.log_value) - target, found
+            return float(found.log_value) - target, float(found.relative_error)
 
+        level = min(max(tol, 1e-4), 0.05)
         step, x0 = std, mean
-        f0, found = off(x0, 1e-4)
+        f0, _ = off(x0, level)
         direction = sign if f0 > 0 else -sign
         while True:
             x1 = x0 + direction * step
-            f1, found = off(x1, 1e-4)
+            f1, _ = off(x1, level)
             if f0 * f1 <= 0:
                 break
             x0, f0, step = x1, f1, 1.7 * step
             if step > 1e12 * std:
-                raise ToleranceError(
-                    f"no point with log probability {target:g} was found; the law may have an atom there"
-                )
-        level = 1e-4
-        for _ in range(100):
-            x = x1 - f1 * (x1 - x0) / (f1 - f0)
-            f, found = off(x, level)
+                raise ToleranceError(f"no point with log probability {target:g} was found; ask for a less extreme one")
+        g0, g1 = f0, f1  # as the Illinois rule weighs them
+        widths = [abs(x1 - x0)]
+        for _ in range(300):
+            stalled = len(widths) > 3 and widths[-1] > 0.5 * widths[-4]
+            x = 0.5 * (x0 + x1) if stalled or not math.isfinite(g0 + g1) else x1 - g1 * (x1 - x0) / (g1 - g0)
+            f, relative = off(x, level)
             if abs(f) < 1e-2 and level > tol:
                 level = tol
-                f0, f1 = off(x0, tol)[0], off(x1, tol)[0]
-                f, found = off(x, tol)
-            slope = abs((f1 - f0) / (x1 - x0))
-            if level <= tol and (abs(f) <= 2 * tol or abs(x1 - x0) <= 8 * EPS * abs(x)):
-                return Estimate.of(
-                    x, 2 * (abs(f) + float(found.relative_error)) / max(slope, 1e-300) + 4 * EPS * abs(x)
-                )
+                (f0, _), (f1, _), (f, relative) = off(x0, tol), off(x1, tol), off(x, tol)
+                g0, g1 = f0, f1
+            if level <= tol and abs(f) <= 2 * tol:
+                slope = abs((f1 - f0) / (x1 - x0))
+                return Estimate.of(x, 2 * (abs(f) + relative) / max(slope, 1e-300) + 4 * EPS * abs(x))
             if f * f1 < 0:
-                x0, f0 = x1, f1
+                x0, f0, g0 = x1, f1, g1
             else:
-                f0 *= 0.5
-            x1, f1 = x, f
+                g0 *= 0.5
+            x1, f1, g1 = x, f, f
+            widths.append(abs(x1 - x0))
+            if widths[-1] <= tol * std + 4 * EPS * (abs(x0) + abs(x1)):
+                return self._between(min(x0, x1), max(x0, x1))
         raise ToleranceError(f"the quantile of log probability {target:g} did not settle at tol = {tol:g}; loosen tol")
+
+    def _between(self, low: float, high: float) -> Estimate:
+        """The quantile that lies in a short interval: an atom of the law where there is one, else the middle."""
+        for atom in self._through.constants():
+            if low - EPS * abs(low) <= atom <= high + EPS * abs(high):
+                return Estimate.of(atom, 64 * EPS * abs(atom))
+        return Estimate.of(0.5 * (low + high), high - low)
 
     @cached_property
     def _rough(self) -> tuple[float, float]:
@@ -363,29 +376,31 @@ class Joint:
         return Estimate.of(self.V @ found.value, np.abs(self.V) @ found.error)
 
     @in_float64("the law of the read-outs")
-    def expect(self, g: Callable[..., Array], tol: float = _TOL, *, breaks: Sequence[float] = ()) -> Estimate:
-        """E g(S) to an absolute error of about tol max(1, |value|), t = 1 or 2.
+    def expect(
+        self,
+        g: Callable[..., Array],
+        tol: float = _TOL,
+        *,
+        breaks: Sequence[float] = (),
+        max_seconds: float | None = None,
+    ) -> Estimate:
+        """E g(S) to an absolute error of about tol max(1, |value|).
 
         g       a vectorised function of t arrays, real-valued
         breaks  where g or a derivative of it jumps (one read-out that is affine in x1 only; elsewhere g must be smooth)
+        max_seconds  of three read-outs' sum, estimated before it begins
 
         One read-out that is affine in x1 is integrated against its density on panels; otherwise the characteristic
-        function of S is summed against a Fourier series of g (generalised Parseval).
+        function of S is summed against a Fourier series of g (generalised Parseval). Its cost grows by the number of
+        modes with each read-out: three take seconds at tol 1e-4, and CostError says so beforehand where they take more
+        than is allowed. Raises ToleranceError where the error stays above twice tol.
         """
         tol = _checked_tol(tol)
-        if self.t == 3:
-            raise UnsupportedError("expectations are there for 1 or 2 read-outs, this law has 3; take pairs of them")
         if self.law is not None and self.t == 1:
             return self._expect_on_line(g, tol, breaks)
         if len(breaks):
             raise UnsupportedError("`breaks` are for one read-out that is affine in x1; through psi, g must be smooth")
-        from elbotree.runtime.integrands import Integrand
-        from elbotree.runtime.spectral import SpectralExpectations
-
-        family = "bernoulli" if self.t == 1 else "normal_scale"  # any with t parameters: only C is used
-        engine = SpectralExpectations(self.layer, self.p1, Encoder([Posterior(family, self.V)]), tol=max(tol, 2e-15))
-        integrand = Integrand(0, tuple(range(self.t)), g, None, "g")
-        found = engine.of_c([integrand], weights=np.ones(1))
+        found = self._expect_of_three(g, tol, max_seconds) if self.t == 3 else self._expect_of_few(g, tol)
         if not found.error <= 2 * tol * max(1.0, abs(float(found.value))):
             raise ToleranceError(
                 f"E g(S) = {float(found.value):.6g} was reached to an error of {float(found.error):.2g}, above tol "
@@ -393,6 +408,25 @@ class Joint:
                 "varies or grows too fast for the law's range: loosen tol, or raise noise_std"
             )
         return found
+
+    def _expect_of_few(self, g: Callable[..., Array], tol: float) -> Estimate:
+        """One or two read-outs, by the engine of the loss."""
+        from elbotree.runtime.integrands import Integrand
+        from elbotree.runtime.spectral import SpectralExpectations
+
+        family = "bernoulli" if self.t == 1 else "normal_scale"  # any with t parameters: only C is used
+        engine = SpectralExpectations(self.layer, self.p1, Encoder([Posterior(family, self.V)]), tol=max(tol, 2e-15))
+        integrand = Integrand(0, tuple(range(self.t)), g, None, "g")
+        return engine.of_c([integrand], weights=np.ones(1))
+
+    def _expect_of_three(self, g: Callable[..., Array], tol: float, max_seconds: float | None) -> Estimate:
+        from elbotree.runtime.triple_series import expect_of_three
+
+        for a, row in enumerate(self.V):
+            if not row.any():  # a read-out that is always 0
+                rest = Joint(self.layer, self.p1, np.delete(self.V, a, axis=0))
+                return rest._expect_of_few(lambda *s, a=a: g(*s[:a], np.zeros_like(s[0]), *s[a:]), tol)
+        return expect_of_three(self._output(tol), self.V, g, tol, max_seconds)
 
     def _expect_on_line(self, g: Callable[..., Array], tol: float, breaks: Sequence[float]) -> Estimate:
         line = self._line

@@ -95,6 +95,18 @@ class ThroughPsi:
 
     # ------------------------------------------------------------------ piecewise linear psi
 
+    def constants(self) -> list[float]:
+        """The values that one read-out takes on whole pieces of psi: where its law may have atoms."""
+        psi, out = self.layer.activation, []
+        for slope, intercept in psi.pieces or ():
+            law = self.law(slope)
+            size = np.abs(law.loadings[0]).sum() + math.sqrt(float(law.noise[0, 0]))
+            plain = self.law()
+            if size <= 1e-13 * (np.abs(plain.loadings[0]).sum() + math.sqrt(float(plain.noise[0, 0]))):
+                shift = float(self.kappa[0]) * (slope * self.layer.threshold + intercept)
+                out.append(float(law.shift[0]) + shift)
+        return out
+
     def log_bound(self, windows: Windows) -> float:
         """log of a bound on the probability: Chernoff's for each piece where psi is piecewise linear; elsewhere the
         saddle-point estimate of the integral over b and ten nats, as panels are dropped by such estimates too."""

@@ -379,6 +379,22 @@ class TestThroughPsi:
         with pytest.raises(et.UnsupportedError, match="its law may have atoms and its density is not given"):
             joint.pdf(-0.5)
 
+    def test_a_quantile_over_an_atom_is_the_generalised_inverse(self) -> None:
+        """y - hardtanh(y) is 0 for |y| < 1 and y -+ 1 beyond: quantiles below, on and above the jump, from those of y."""
+        model = et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.7)
+        y = model.marginal([1.0])
+        joint = et.joint(et.Layer([[1.0]], [-1.0], [1.0], "hardtanh"), model, [1.0])
+        low, high = float(y.cdf(-1.0).value), float(y.cdf(1.0).value)
+        for p in (0.5 * low, 1.001 * low, 0.5 * (low + high), 0.999 * high, 0.5 * (1 + high)):
+            at = float(y.quantile(p).value)
+            exact = at - max(-1.0, min(1.0, at))
+            for found in (joint.quantile(p, 1e-9), joint.isf(1 - p, 1e-9)):
+                assert abs(float(found.value) - exact) <= float(found.error) + 1e-12
+                assert float(found.error) <= 1e-6
+        below = et.joint(et.Layer([[1.0]], [-1.0], [1.0], "relu", threshold=-0.5), model, [1.0])  # y - relu(y - 0.5)
+        assert float(below.quantile(0.999).value) == pytest.approx(0.5, abs=1e-15)
+        assert float(below.isf(1e-30).value) == pytest.approx(0.5, abs=1e-15)
+
     def test_a_pole_in_reach_is_an_error(self, model) -> None:
         with pytest.raises(et.UnsupportedError, match=r"psi \(reciprocal\) .* b = 0"):
             et.joint(layer("reciprocal"), model, self.V).tail(3.0)
