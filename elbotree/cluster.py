@@ -13,12 +13,13 @@ SECONDS = 10.0
 
 
 @contextmanager
-def scheduler(address: str, seconds: float = SECONDS) -> Iterator[Executor]:
+def scheduler(address: str, seconds: float | None = None) -> Iterator[Executor]:
     """The executor of the Dask scheduler at an address such as tcp://host:8786.
 
-    Raises InputError where Dask is not installed, where no scheduler answers within `seconds`, and where it has no worker by
-    then.
+    Raises InputError where Dask is not installed, where no scheduler answers within `seconds` (`SECONDS`), and where it has
+    no worker by then.
     """
+    seconds = SECONDS if seconds is None else seconds
     try:
         from distributed import Client
     except ModuleNotFoundError:

@@ -8,6 +8,7 @@ executor that is lost ends the work with an `ExecutorError`.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import socket
@@ -30,8 +31,11 @@ _AHEAD = 4096  # blocks that are out at once
 _CARRYING = 16  # of the first blocks under a law that carry it, until one is answered
 _TRIES = 3  # of a task that raises
 _PAUSE = 0.02  # seconds before a worker that does not know the law answers, so that it does not empty the queue
+_QUIET = 60.0  # seconds without an answer that are worth a word
 _LAWS = 4  # that a worker remembers
 _BENCHES = 4  # workbenches that a worker keeps, the newest ones
+
+_log = logging.getLogger(__name__)
 
 
 class Handle(Protocol):
@@ -308,7 +312,18 @@ class _Sent:
 
     def _next(self) -> tuple[int, Answer | None]:
         """The next block that is done, with its answer; None where it had to be sent again."""
-        future = self._done.get()
+        while True:
+            try:
+                future = self._done.get(timeout=_QUIET)
+                break
+            except queue.Empty:
+                _log.warning(
+                    "no block of pairs came back from %s for %g s; %d are out, %d are done",
+                    type(self._executor).__name__,
+                    _QUIET,
+                    len(self._out),
+                    self._answered,
+                )
         number = self._out.pop(future)
         worker = self._owed.pop(number, None)
         try:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +45,16 @@ def problem(psi: str = "relu", n: int = 6) -> et.Problem:
         et.FeatureModel(B, priors, 0.3),
         et.Encoder(posteriors),
     )
+
+
+def training(features: int = 3, **more: Any) -> et.Fit:
+    """A short fit of an affine layer."""
+    B = np.eye(3) + 0.3 * np.random.default_rng(3).standard_normal((3, 3))
+    layer, p1 = (
+        et.Layer(np.eye(3), np.zeros(3), np.zeros(3), "identity"),
+        et.FeatureModel(B, [et.Bernoulli(0.3)] * 3, 0.3),
+    )
+    return et.fit(layer, p1, features, "bernoulli", tol=1e-3, iterations=3, rounds=1, **more)
 
 
 def bits(given: et.Problem, executor: Executor | None = None, tol: float = 1e-5) -> bytes:
@@ -109,24 +121,19 @@ def test_a_psi_that_was_registered_here_travels_as_its_expression(processes: Exe
 
 
 def test_training_gives_the_same_bytes(processes: Executor) -> None:
-    given = problem()
-    here, there = (
-        et.fit(given.layer, given.input, 4, "bernoulli", tol=1e-3, iterations=3, executor=executor)
-        for executor in (None, processes)
-    )
+    here, there = training(), training(executor=processes)
     assert here.problem.to_dict() == there.problem.to_dict()
     assert [(step.loss, step.error) for step in here.history] == [(step.loss, step.error) for step in there.history]
     assert here.message == there.message
 
 
 def test_a_network_is_trained_with_an_executor() -> None:
-    given, counted = problem(n=4), Inline()
-    chains = [
-        et.fit_network([given.layer], given.input, tol=1e-2, iterations=2, executor=executor)
-        for executor in (None, counted)
-    ]
-    np.testing.assert_array_equal(chains[0].models[0].B, chains[1].models[0].B)
-    assert counted.jobs
+    B = np.eye(3) + 0.3 * np.random.default_rng(3).standard_normal((3, 3))
+    layer = et.Layer(np.eye(3), [0.5, -0.5, 0.3], [1.0, 0.5, -0.5], "abs")
+    p1, jobs = et.FeatureModel(B, [et.Bernoulli(0.3)] * 3, 0.4), Inline()
+    one, two = (et.fit_network([layer], p1, tol=1e-2, iterations=1, executor=executor) for executor in (None, jobs))
+    np.testing.assert_array_equal(one.models[0].B, two.models[0].B)
+    assert jobs.jobs
 
 
 # ------------------------------------------------------------------ whoever makes them
@@ -278,11 +285,12 @@ def test_a_killed_process_ends_the_work_with_an_error() -> None:
 
 
 class Killing(ProcessPoolExecutor):
-    """Its processes are killed when a number of jobs have been given out."""
+    """Its processes are killed before the job that `left` counts down to."""
 
-    def __init__(self, after: int) -> None:
+    left = 0
+
+    def __init__(self) -> None:
         super().__init__(2, mp_context=multiprocessing.get_context("spawn"))
-        self.left = after
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         self.left -= 1
@@ -293,20 +301,11 @@ class Killing(ProcessPoolExecutor):
 
 
 def test_a_fit_whose_workers_are_killed_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path: Path) -> None:
-    given = problem(n=4)
-
-    def fit(executor: Executor | None, **more: Any) -> et.Fit:
-        return et.fit(
-            given.layer, given.input, 4, "bernoulli", tol=1e-3, iterations=3, rounds=1, executor=executor, **more
-        )
-
-    whole = fit(None)
-    with Killing(15) as pool, pytest.raises(et.ExecutorError, match="checkpoint"):
-        fit(pool, checkpoint=tmp_path)
-    resumed = fit(Inline(), checkpoint=tmp_path, resume=True)
-    assert list(tmp_path.iterdir())
-    np.testing.assert_array_equal(resumed.model.B, whole.model.B)
-    assert resumed.values["L"].value == whole.values["L"].value
+    with Killing() as pool, pytest.raises(et.ExecutorError, match="checkpoint"):
+        training(executor=pool, checkpoint=tmp_path, progress=lambda step: setattr(pool, "left", 2))
+    assert list(tmp_path.rglob("cfg.json"))
+    whole, resumed = training(), training(executor=Inline(), checkpoint=tmp_path, resume=True)
+    assert resumed.problem.to_dict() == whole.problem.to_dict()
     assert [step.loss for step in resumed.history] == [step.loss for step in whole.history]
 
 
@@ -335,6 +334,22 @@ def test_work_that_is_interrupted_leaves_no_jobs_behind(monkeypatch: pytest.Monk
         et.evaluate(problem(), tol=1e-3, executor=holding)
     assert len(holding.held) == 6
     assert all(future.cancelled() for future in holding.held)
+
+
+def test_an_executor_that_is_silent_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(executors, "_QUIET", 0.05)
+
+    class Slow(Inline):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            threading.Timer(0.3, lambda: future.set_result(executors.work(args[0]))).start()
+            return future
+
+    with caplog.at_level(logging.WARNING, logger="elbotree"):
+        et.evaluate(problem(), tol=1e-2, executor=Slow())
+    assert "no block of pairs came back from Slow for 0.05 s; 6 are out, 0 are done" in caplog.text
 
 
 # ------------------------------------------------------------------ what would be a wrong number
