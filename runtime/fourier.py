@@ -187,6 +187,10 @@ def best_spectrum(g: Callable[[Array], Array], lo: float, hi: float, sigma: floa
     return min(found, key=lambda spectrum: spectrum.cost(sigma, tol))
 
 
+_PIECE_NODES = 32  # Chebyshev nodes a side of a rectangle
+_MOST_PIECES = 400
+
+
 @dataclass(frozen=True)
 class Series2d:
     """A double Fourier series on a half lattice: modes (N, 2), coefficients (multiplicity included), what was left out."""
@@ -231,26 +235,67 @@ def _interpolated(
 ) -> tuple[Callable[[Array, Array], Array], float]:
     """g on grids x0 by x1 of the periods, and what that misses at most.
 
-    A smooth g is called at some thousand Chebyshev nodes and interpolated, which matters where each call is a
-    quadrature over beta. One that 192 nodes a side do not resolve is called on the grid itself.
+    g is called at Chebyshev nodes of rectangles, which are halved until the interpolants are resolved: some thousand calls
+    instead of one a sample, which matters where each call is a quadrature over beta. A g that `_MOST_PIECES` do not resolve is
+    called on the grid itself.
     """
-    for n in (24, 48, 96, 192):
+    ends = [(period.start, period.start + period.length) for period in periods]
+    whole = _Piece.of(g, (ends[0], ends[1]), name)
+    waiting, done = [whole], []
+    while waiting and len(waiting) + len(done) <= _MOST_PIECES:
+        piece = waiting.pop()
+        if piece.misfit <= max(0.1 * tol, piece.floor):
+            done.append(piece)
+        else:
+            waiting += [_Piece.of(g, part, name) for part in piece.halves()]
+    if waiting:
+        return lambda x0, x1: finite(name, g, *np.meshgrid(x0, x1, indexing="ij")), 0.0
+    return partial(_on_grid, done), max(piece.misfit for piece in done)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A double Chebyshev series on a rectangle; `tails` are the sums of its last coefficients in each direction, which say how
+    well it is resolved, and `floor` what rounding leaves of them."""
+
+    ends: tuple[tuple[float, float], tuple[float, float]]
+    coefficients: Array
+    tails: tuple[float, float]
+    floor: float
+
+    @staticmethod
+    def of(g: Callable[..., Array], ends: tuple[tuple[float, float], tuple[float, float]], name: str) -> _Piece:
+        n = _PIECE_NODES
         nodes = np.cos(np.pi * (np.arange(n) + 0.5) / n)
-        x = [period.start + 0.5 * period.length * (1 + nodes) for period in periods]
-        values = finite(name, g, *np.meshgrid(*x, indexing="ij"))
+        values = finite(name, g, *np.meshgrid(*(lo + 0.5 * (hi - lo) * (1 + nodes) for lo, hi in ends), indexing="ij"))
         coefficients = dctn(values, type=2) / n**2
         coefficients[0] *= 0.5
         coefficients[:, 0] *= 0.5
-        last = np.arange(n) >= 3 * n // 4
-        misfit = float(np.abs(coefficients[last[:, None] | last[None, :]]).sum())
-        if misfit <= max(0.1 * tol, 1e-15 * n * float(np.abs(values).max())):
-            return partial(_on_grid, coefficients, periods), misfit
-    return lambda x0, x1: finite(name, g, *np.meshgrid(x0, x1, indexing="ij")), 0.0
+        first = 3 * n // 4
+        tails = float(np.abs(coefficients[first:]).sum()), float(np.abs(coefficients[:, first:]).sum())
+        return _Piece(ends, coefficients, tails, 1e-15 * n * float(np.abs(values).max()))
+
+    @property
+    def misfit(self) -> float:
+        """About how far the series is from g."""
+        return sum(self.tails)
+
+    def halves(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+        """The rectangle cut in two across the direction that is worse resolved."""
+        (lo, hi), other = self.ends if self.tails[0] >= self.tails[1] else self.ends[::-1]
+        middle = 0.5 * (lo + hi)
+        cut = [((lo, middle), other), ((middle, hi), other)]
+        return cut if self.tails[0] >= self.tails[1] else [(b, a) for a, b in cut]
 
 
-def _on_grid(coefficients: Array, periods: Sequence[Period], x0: Array, x1: Array) -> Array:
-    """A double Chebyshev series on the periods, on the grid x0 by x1."""
-    n = len(coefficients) - 1
-    local = [2 * (a - period.start) / period.length - 1 for period, a in zip(periods, (x0, x1), strict=True)]
-    first, second = (np.polynomial.chebyshev.chebvander(a, n) for a in local)
-    return np.asarray(first @ coefficients @ second.T)
+def _on_grid(pieces: Sequence[_Piece], x0: Array, x1: Array) -> Array:
+    """The piecewise series on the grid x0 by x1, both ascending."""
+    out = np.empty((len(x0), len(x1)))
+    for piece in pieces:
+        at, factors = [], []
+        for (lo, hi), x in zip(piece.ends, (x0, x1), strict=True):
+            inside = slice(int(np.searchsorted(x, lo)), int(np.searchsorted(x, hi)))
+            at.append(inside)
+            factors.append(np.polynomial.chebyshev.chebvander(2 * (x[inside] - lo) / (hi - lo) - 1, _PIECE_NODES - 1))
+        out[at[0], at[1]] = factors[0] @ piece.coefficients @ factors[1].T
+    return out
