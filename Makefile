@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := elbotree derivation codegen runtime
 CHECKED := $(SOURCES) tests examples docs $(wildcard benchmarks)
 
-.PHONY: demo test faults fuzz browser docs pages package figures check format bench mutate clean help
+.PHONY: demo test oldest faults fuzz browser docs pages package figures check format bench mutate clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -37,6 +37,18 @@ test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
 
 faults: $(VENV)/.installed-test  ## kill runs 200 times each, flip every byte of checkpoints, fill disks (minutes; disks need root)
 	ELBOTREE_KILLS=200 ELBOTREE_FLIPS=-1 $(BIN)/python -m pytest tests/stress/test_faults.py -rsP
+
+# What depends on versions most: values, algebra, printed kernels, the command line, files.
+OLDEST_TESTS := tests/golden tests/derivation tests/codegen tests/elbotree/test_cli.py tests/elbotree/test_front_door.py \
+  tests/elbotree/test_values.py tests/runtime/test_storage.py tests/runtime/test_priors.py tests/runtime/test_models.py \
+  tests/runtime/test_networks.py tests/runtime/test_tails.py tests/stress/test_input.py tests/stress/test_extremes.py
+
+oldest:  ## the oldest versions that pyproject.toml allows: golden values and the tests that depend on versions most
+	rm -rf $(VENV)-oldest
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip --disable-pip-version-check --quiet install $$($(PYTHON) -m tests.oldest sklearn test)
+	$(VENV)-oldest/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -e .
+	$(VENV)-oldest/bin/python -m pytest $(OLDEST_TESTS)
 
 fuzz: $(VENV)/.installed-fuzz  ## bad input: thousands of examples of each property, then fuzzers guided by coverage (half an hour)
 	ELBOTREE_EXAMPLES=50 $(BIN)/python -m pytest tests/stress/test_input.py
@@ -78,5 +90,5 @@ mutate: $(VENV)/.installed-test  ## break each rule, family and lowering in turn
 	$(BIN)/python -m tests.mutations
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) build dist docs/_build $(OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest build dist docs/_build $(OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

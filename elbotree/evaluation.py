@@ -4,7 +4,6 @@ expectations, run the one on the other. No formula of the loss stands here, nor 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -12,7 +11,7 @@ from typing import Any
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import Kernels, generate
-from elbotree.runtime.arguments import check_bound, check_seed
+from elbotree.runtime.arguments import check_bound, check_seed, finite_number
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.expectations import Expectations
@@ -107,7 +106,7 @@ def evaluate(
     if executor is not None and method != "spectral":
         raise InputError('executor makes sums over pairs of features: give it with method="spectral", or leave it out')
     kernels = kernels_for(problem.layer, problem.encoder)
-    wanted = DEFAULT_TOL if tol is None and method == "spectral" else tol
+    wanted = (DEFAULT_TOL if method == "spectral" else None) if tol is None else float(tol)
     clock = _Clock()
     with in_float64("the loss"):
         if method == "grid":
@@ -142,7 +141,7 @@ def gradient(
     Returns a `Gradient`. Raises what `evaluate` raises.
     """
     _check_arguments(tol, "spectral", None, None, max_seconds, max_memory)
-    wanted = DEFAULT_TOL if tol is None else tol
+    wanted = DEFAULT_TOL if tol is None else float(tol)
     kernels = kernels_for(problem.layer, problem.encoder)
     start = time.perf_counter()
     with in_float64("the gradient"):
@@ -240,11 +239,11 @@ def _check_arguments(
     check_bound(max_memory, "max_memory")
     if method not in METHODS:
         raise InputError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-    if tol is not None and not (math.isfinite(tol) and tol > 0):
+    if tol is not None and not finite_number(tol, "tol") > 0:
         raise InputError(f"tol is {tol!r}; it must be a positive number, such as 1e-6")
     if eps is not None and method != "grid":
         raise InputError('eps is the width of the grid\'s bins: give it with method="grid", or leave it out')
-    if eps is not None and not (math.isfinite(eps) and eps > 0):
+    if eps is not None and not finite_number(eps, "eps") > 0:
         raise InputError(f"eps is {eps!r}; it must be a positive number, such as 0.01")
     if check_samples is not None and check_samples < 2:
         raise InputError(

@@ -216,6 +216,7 @@ def fit(
     The paper: section 2.1.1 and Lemma 2.2 (what is minimised), Theorem 3.1 (that it can be computed).
     """
     _check_counts(features, starts, iterations, rounds)
+    tol = finite_number(tol, "tol")
     if not 1e-12 < tol < 1:
         raise InputError(f"`tol` is {tol!r}; it must lie between 1e-12 and 1, such as 1e-4")
     names = (

@@ -34,6 +34,35 @@ def read_only_array(value: object, name: str, dimensions: int) -> Array:
     return array
 
 
+def real_array(value: object, name: str) -> Array:
+    """`value` as a float64 array of any shape, itself where it is one. InputError for other than real numbers (complex ones
+    and text are not converted) and for numbers that are not finite."""
+    if isinstance(value, np.ndarray) and value.dtype == np.float64:
+        array = value
+    else:
+        try:
+            given = np.asarray(value)
+            plain = (
+                given if given.dtype.kind != "O" else np.array([float(x) for x in _real(given)]).reshape(given.shape)
+            )
+            array = np.asarray(plain, dtype=np.float64) if plain.dtype.kind in "fiu" else None
+        except (TypeError, ValueError, OverflowError):
+            array = None
+    if array is None:
+        raise InputError(f"`{name}` is {shortened(value)}; it must be a number or an array of real numbers")
+    if not np.isfinite(array).all():
+        raise InputError(f"`{name}` holds {float(array[~np.isfinite(array)].flat[0])!r}; every entry must be finite")
+    return array
+
+
+def _real(given: NDArray[np.object_]) -> list[float]:
+    """The entries of an array of objects, all of them numbers. TypeError for others."""
+    entries = list(given.flat)
+    if any(isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating) for x in entries):
+        raise TypeError
+    return entries
+
+
 def _shape_text(dimensions: int) -> str:
     return "(n,)" if dimensions == 1 else "(rows, columns)"
 

@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from elbotree.runtime.arguments import check_seed, read_only_array, shortened
+from elbotree.runtime.arguments import check_seed, finite_number, read_only_array, real_array, shortened
 from elbotree.runtime.chain_checkpoints import ChainFolder, Done, Loss
 from elbotree.runtime.drift import TRUSTED, Drift, measure_drift
 from elbotree.runtime.encoding import EncodingKernels, bound
@@ -138,7 +138,7 @@ class Chain:
         found = model.marginal(row).tail(x, tol)
         checks = []
         if check_samples is not None:
-            for point in np.asarray(x, dtype=np.float64).ravel().tolist():
+            for point in real_array(x, "x").ravel().tolist():
                 checks.append(sampled_tail(self.layers, self.p1, row, point, check_samples, seed))
         return ChainTail(found, self.drift[-1], tuple(checks))
 
@@ -212,6 +212,7 @@ def build_chain(
 ) -> Chain:
     """See `elbotree.fit_network`; `kernels(psi, families)` gives the generated kernel module for training."""
     layers = tuple(layers) if isinstance(layers, Sequence) else layers
+    tol = finite_number(tol, "tol")
     _check(layers, p1, method, tol, features, iterations, noise_floor, samples, check_samples, seed)
     begun = time.perf_counter()
     settings = {

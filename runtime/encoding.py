@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from elbotree.runtime.arguments import real_array
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Posterior, Problem
@@ -61,11 +62,9 @@ def bound(kernels: EncodingKernels, problem: Problem, x2: ArrayLike) -> Array:
 
 
 def _rows(x2: ArrayLike, n2: int) -> Array:
-    x = np.asarray(x2, dtype=np.float64)
+    x = real_array(x2, "x2")
     if x.ndim != 2 or x.shape[1] != n2:
         raise InputError(f"`x2` has shape {x.shape}; the encoder takes rows of n2 = {n2}, shape (N, {n2})")
-    if not np.all(np.isfinite(x)):
-        raise InputError("`x2` holds numbers that are not finite; give finite ones")
     return x
 
 

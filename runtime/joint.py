@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from elbotree.runtime.arguments import finite_number, read_only_array
+from elbotree.runtime.arguments import finite_number, read_only_array, real_array
 from elbotree.runtime.boxes import box_probability
 from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
@@ -218,9 +218,7 @@ class Joint:
 
     def _points(self, x: ArrayLike, name: str) -> Array:
         """Points as (..., t)."""
-        points = np.asarray(x, dtype=np.float64)
-        if not np.isfinite(points).all():
-            raise InputError(f"`{name}` holds {points[~np.isfinite(points)].ravel()[0]!r}; points must be finite")
+        points = real_array(x, name)
         if self.t == 1:
             return points[..., None]
         if points.ndim == 0 or points.shape[-1] != self.t:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elbotree.runtime.activations import Activation, compile_psi
-from elbotree.runtime.arguments import finite_number, read_only_array, shortened
+from elbotree.runtime.arguments import finite_number, read_only_array, real_array, shortened
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.prior_base import nearest
 from elbotree.runtime.priors import Prior
@@ -94,7 +94,7 @@ class Layer:
 
     def preactivation(self, x: ArrayLike) -> Array:
         """y = A x + d on rows, (N, n1) -> (N, n2)."""
-        rows = np.asarray(x, dtype=np.float64)
+        rows = real_array(x, "x")
         if rows.ndim != 2 or rows.shape[1] != self.n1:
             raise InputError(
                 f"`x` has shape {rows.shape}; the layer takes rows of n1 = {self.n1}, shape (N, {self.n1})"

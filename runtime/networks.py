@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elbotree.runtime.activations import Activation
-from elbotree.runtime.arguments import read_only_array, shortened
+from elbotree.runtime.arguments import read_only_array, real_array, shortened
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.float_range import in_float64
 from elbotree.runtime.models import Layer
@@ -62,7 +62,7 @@ class Plan:
         return sum((layer.n2 + 1) * (layer.n2 + 2) // 2 for layer in self.layers if layer.w.any())
 
     def __call__(self, x: ArrayLike) -> Array:
-        rows = np.asarray(x, dtype=np.float64)
+        rows = real_array(x, "x")
         for layer in self.layers:
             rows = layer(rows)
         return rows

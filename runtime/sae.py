@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from elbotree.runtime.arguments import finite_number, read_only_array
+from elbotree.runtime.arguments import finite_number, read_only_array, real_array
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.models import FeatureModel
 from elbotree.runtime.priors import Exponential
@@ -140,7 +140,7 @@ class SparseAutoencoder:
         return np.asarray(-self.log_prior(features) - log_likelihood)
 
     def _rows(self, x: ArrayLike) -> Array:
-        rows = np.asarray(x, dtype=np.float64)
+        rows = real_array(x, "x")
         if rows.ndim != 2 or rows.shape[1] != self.W_enc.shape[0]:
             raise InputError(
                 f"`x` has shape {rows.shape}; W_enc has d_in = {self.W_enc.shape[0]} rows, so it must be "
