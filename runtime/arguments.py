@@ -3,6 +3,7 @@ entry which is ragged, not a number, or not finite."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -37,17 +38,14 @@ def read_only_array(value: object, name: str, dimensions: int) -> Array:
 def real_array(value: object, name: str) -> Array:
     """`value` as a float64 array of any shape, itself where it is one. InputError for other than real numbers (complex ones
     and text are not converted) and for numbers that are not finite."""
+    array: Array | None = None
     if isinstance(value, np.ndarray) and value.dtype == np.float64:
         array = value
     else:
-        try:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             given = np.asarray(value)
-            plain = (
-                given if given.dtype.kind != "O" else np.array([float(x) for x in _real(given)]).reshape(given.shape)
-            )
-            array = np.asarray(plain, dtype=np.float64) if plain.dtype.kind in "fiu" else None
-        except (TypeError, ValueError, OverflowError):
-            array = None
+            numbers = np.array(_real(given)).reshape(given.shape) if given.dtype.kind == "O" else given
+            array = numbers.astype(np.float64) if numbers.dtype.kind in "fiu" else None
     if array is None:
         raise InputError(f"`{name}` is {shortened(value)}; it must be a number or an array of real numbers")
     if not np.isfinite(array).all():
@@ -57,10 +55,13 @@ def real_array(value: object, name: str) -> Array:
 
 def _real(given: NDArray[np.object_]) -> list[float]:
     """The entries of an array of objects, all of them numbers. TypeError for others."""
-    entries = list(given.flat)
-    if any(isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating) for x in entries):
+    entries: list[object] = given.ravel().tolist()
+    found = [
+        float(x) for x in entries if isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
+    ]
+    if len(found) < len(entries):
         raise TypeError
-    return entries
+    return found
 
 
 def _shape_text(dimensions: int) -> str:

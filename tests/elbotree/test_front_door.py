@@ -81,7 +81,7 @@ def test_the_grid_takes_its_accuracy_from_eps_and_is_held_to_a_tolerance_only_wh
     ("arguments", "message"),
     [
         ({"tol": 0.0}, "tol is 0.0; it must be a positive number"),
-        ({"tol": float("nan")}, "tol is nan"),
+        ({"tol": float("nan")}, "`tol` is nan; it must be a finite number"),
         ({"method": "exact"}, "method is 'exact'; it must be one of spectral, grid"),
         ({"eps": 0.1}, "eps is the width of the grid's bins"),
         ({"method": "grid", "eps": -1.0}, "eps is -1.0; it must be a positive number"),

@@ -411,7 +411,7 @@ class TestRefusals:
 
     def test_points_and_probabilities(self, model) -> None:
         joint = model.marginal([1.0, 0.0, 0.0])
-        with pytest.raises(et.InputError, match="points must be finite"):
+        with pytest.raises(et.InputError, match="`x` holds nan; every entry must be finite"):
             joint.tail(math.nan)
         with pytest.raises(et.InputError, match="strictly between 0 and 1"):
             joint.isf(0.0)
