@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := elbotree derivation codegen runtime
 CHECKED := $(SOURCES) tests examples docs $(wildcard benchmarks)
 
-.PHONY: demo test oldest faults fuzz browser docs pages package figures check format bench mutate clean help
+.PHONY: demo test oldest audit faults fuzz browser docs pages package figures check format bench mutate clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -49,6 +49,14 @@ oldest:  ## the oldest versions that pyproject.toml allows: golden values and th
 	$(VENV)-oldest/bin/python -m pip --disable-pip-version-check --quiet install $$($(PYTHON) -m tests.oldest sklearn test)
 	$(VENV)-oldest/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -e .
 	$(VENV)-oldest/bin/python -m pytest $(OLDEST_TESTS)
+
+audit: $(VENV)/.installed-audit  ## bill of materials (CycloneDX) of an installation, and advisories about it (asks PyPI)
+	rm -rf $(VENV)-audited
+	$(PYTHON) -m venv $(VENV)-audited
+	$(VENV)-audited/bin/python -m pip --disable-pip-version-check --quiet install '.[sklearn,onnx,plots]'
+	rm -rf build/lib build/bdist.*
+	@mkdir -p dist
+	$(BIN)/python -m tests.audit $(VENV)-audited/bin/python dist/elbotree.cdx.json
 
 fuzz: $(VENV)/.installed-fuzz  ## bad input: thousands of examples of each property, then fuzzers guided by coverage (half an hour)
 	ELBOTREE_EXAMPLES=50 $(BIN)/python -m pytest tests/stress/test_input.py
@@ -90,5 +98,5 @@ mutate: $(VENV)/.installed-test  ## break each rule, family and lowering in turn
 	$(BIN)/python -m tests.mutations
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) $(VENV)-oldest build dist docs/_build $(OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-audited build dist docs/_build $(OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
