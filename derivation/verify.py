@@ -295,7 +295,7 @@ _READINGS: dict[type, Reading] = {
 
 def require_zero(name: str, difference: Expr) -> None:
     """Raise VerificationError unless the difference simplifies to exactly 0."""
-    difference = sympy.sympify(difference)
+    difference = sympy.Add(difference)  # a Python 0 too
     if difference.has(sympy.log):
         difference = sympy.expand_log(difference, force=True)
     rest = sympy.expand(difference)

@@ -20,7 +20,7 @@ from elbotree.fitting import load as load_fit
 from elbotree.runtime import chain as chains
 from elbotree.runtime.activations import Activation
 from elbotree.runtime.arguments import finite_number, read_only_array, real_array
-from elbotree.runtime.chain_checkpoints import Loss
+from elbotree.runtime.chain_checkpoints import read_loss
 from elbotree.runtime.drift import Drift
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.importance import SampledTail, sampled_tail
@@ -29,7 +29,7 @@ from elbotree.runtime.problem_json import FORMAT as PROBLEM_FORMAT
 from elbotree.runtime.records import read_record
 from elbotree.runtime.storage import CFG, ArrayFiles, load_folder, read_json, save_folder
 
-FORMAT = "elbotree-chain/1"
+FORMAT = "elbotree-chain/2"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,7 +65,7 @@ class Chain(chains.Chain):
                 "psi": _text(layer) if layer.w.any() else None,
                 "width": layer.n2,
                 "features": model.m,
-                "loss": None if loss is None else asdict(loss),
+                "loss": None if loss is None else loss.to_dict(),
                 "drift": None if drift is None else drift.to_dict(),
             }
             for layer, model, loss, drift in zip(self.layers, self.models, self.losses, self.drift, strict=True)
@@ -226,7 +226,7 @@ def load_chain(folder: str | Path) -> Chain:
         layers = tuple(_read_layer(form, f"layers[{i}]", arrays) for i, form in enumerate(cfg["layers"]))
         models = tuple(_read_model(form, f"models[{i}]", arrays) for i, form in enumerate(cfg["models"]))
         losses = tuple(
-            None if form is None else read_record(Loss, form, f"losses[{i}]") for i, form in enumerate(cfg["losses"])
+            None if form is None else read_loss(form, f"losses[{i}]") for i, form in enumerate(cfg["losses"])
         )
         drift = tuple(
             None if form is None else read_record(Drift, form, f"drift[{i}]") for i, form in enumerate(cfg["drift"])

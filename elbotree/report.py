@@ -23,6 +23,7 @@ from elbotree.fitting import Fit
 from elbotree.html import Markup, join, page, table, tag
 from elbotree.report_laws import ReadOut
 from elbotree.runtime.chain import Chain
+from elbotree.runtime.chain_checkpoints import Loss
 from elbotree.runtime.drift import TRUSTED
 from elbotree.runtime.models import FeatureModel, Layer, Problem
 from elbotree.runtime.prior_base import Prior
@@ -280,22 +281,19 @@ def _training(history: Sequence[Step]) -> list[Markup]:
     first, last = history[0], history[-1]
     fell = f"From {first.loss:.6g} to {last.loss:.6g} nats in {len(history)} iterations, {last.seconds:.1f} s."
     curves = [
-        chart([Line("L", iterations, losses)], title="Loss", x_label="iteration", y_label="L in nats", said=fell),
-        chart(
-            [Line("gradient", iterations, norms)],
-            title="Gradient",
-            x_label="iteration",
-            y_label="largest entry, log scale",
-            said=f"From {norms[0]:.2g} to {norms[-1]:.2g}.",
-            log_y=True,
-        ),
-        chart(
-            [Line("sigma2", iterations, noise)],
-            title="Noise of the decoder",
-            x_label="iteration",
-            y_label="σ₂",
-            said=f"From {noise[0]:.4g} to {noise[-1]:.4g}.",
-        ),
+        chart([Line(label, iterations, y)], title=title, x_label="iteration", y_label=axis, said=said, log_y=log_y)
+        for label, y, title, axis, said, log_y in (
+            ("L", losses, "Loss", "L in nats", fell, False),
+            (
+                "gradient",
+                norms,
+                "Gradient",
+                "largest entry, log scale",
+                f"From {norms[0]:.2g} to {norms[-1]:.2g}.",
+                True,
+            ),
+            ("sigma2", noise, "Noise of the decoder", "σ₂", f"From {noise[0]:.4g} to {noise[-1]:.4g}.", False),
+        )
     ]
     return [tag("div", *curves, class_="charts")]
 
@@ -432,8 +430,21 @@ def _layers(chain: Chain) -> list[Markup]:
             "model": f"{model.m} features, noise {model.noise_std:.4g}",
             "offset": _numbers_text(model.offset),
         }
-        parts.append(tag("details", head, _facts(facts), *_features(model, ()), id=f"layer-{i + 1}"))
+        terms = _terms_of_layer(chain.losses[i]) if layer.w.any() else []
+        parts.append(tag("details", head, _facts(facts), *terms, *_features(model, ()), id=f"layer-{i + 1}"))
     return parts
+
+
+def _terms_of_layer(loss: Loss | None) -> list[Markup]:
+    """The twelve terms of a trained layer; their formulas, which all layers share, stand once at the end of the page."""
+    if loss is None:
+        return [tag("p", "Made in closed form, without training: no encoder, and so no loss.", class_="soft")]
+    head, *rows = loss.terms.cells()
+    formulas = tag("a", "the loss of one layer", href="#term-L")
+    return [
+        tag("p", "Formulas, rules and kernels: ", formulas, ".", class_="soft"),
+        table(head, rows, f"The twelve terms after {loss.iterations} iterations, in nats or squared units of f"),
+    ]
 
 
 def _psi(layer: Layer) -> str:

@@ -107,7 +107,9 @@ def read_out(name: str, laws: Mapping[str, Joint], samples: Array | None) -> Rea
     main = next(iter(laws.values()))
     through_psi = main.law is None
     try:
-        edges = np.linspace(_point(main, 1 - OUTSIDE), _point(main, OUTSIDE), BINS[through_psi] + 1)
+        low, high = _point(main, 1 - OUTSIDE), _point(main, OUTSIDE)
+        room = 1e-9 * (high - low)  # an atom may stand at either end, and belongs inside a bin
+        edges = np.linspace(low - room, high + room, BINS[through_psi] + 1)
         upper = {label: law.tail(edges, _TOL).value for label, law in laws.items()}
         middle = float(np.interp(-0.5, -next(iter(upper.values())), edges))
         x = np.linspace(middle, _point(main, DEEPEST), TAIL_POINTS[through_psi])

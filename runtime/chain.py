@@ -38,6 +38,7 @@ from elbotree.runtime.profile import TrainingKernels
 from elbotree.runtime.propagation import Propagation, gaussian, gaussian_of
 from elbotree.runtime.starts import Start, first_encoder
 from elbotree.runtime.tails import TailProbability
+from elbotree.runtime.text_table import columns
 from elbotree.runtime.training import train
 
 Array = NDArray[np.float64]
@@ -170,8 +171,6 @@ def chain_table(chain: Chain) -> str:
         lines.append((str(i + 1), psi, str(layer.n2), str(shaped), *nats, *seen))
     empty = [column for column in range(len(lines[0])) if not any(line[column] for line in lines[1:])]
     lines = [tuple(cell for column, cell in enumerate(line) if column not in empty) for line in lines]
-    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join(text.ljust(size) for text, size in zip(line, sizes, strict=True)).rstrip() for line in lines]
     head = f"{len(chain.layers)} layers by {chain.method}" + (
         f", trusted up to layer {chain.trusted}" if chain.trusted is not None else ""
     )
@@ -182,7 +181,7 @@ def chain_table(chain: Chain) -> str:
             f"trust: {limits}; mean and W1 (of the worst coordinate) in standard deviations, covariance relative; nats: a row "
             "beyond what Gaussian moments of the network's own rows cost"
         ]
-    return "\n".join([head, *table, *foot, *(f"note: {note}" for note in chain.notes)])
+    return "\n".join([head, *columns(lines), *foot, *(f"note: {note}" for note in chain.notes)])
 
 
 def _number(value: float | None, form: str) -> str:
@@ -395,15 +394,16 @@ class _Maker:
             resume=state,
             executor=self.executor,
         )
-        value, uncertain = float(fitted.terms["L"].value), float(fitted.terms["L"].error)
+        values = {name: float(term.value) for name, term in fitted.terms.items()}
+        errors = {name: float(term.error) for name, term in fitted.terms.items()}
         sign, logdet = np.linalg.slogdet(covariance)
         singular = sign <= 0 or np.linalg.cond(covariance) > 1e12
-        gap = None if singular else float(value - 0.5 * (len(first) * np.log(2 * np.pi * np.e) + logdet))
+        gap = None if singular else float(values["L"] - 0.5 * (len(first) * np.log(2 * np.pi * np.e) + logdet))
         rows = self.truth.rows
         cross = None if rows is None else -float(bound(made, fitted.problem, rows).mean())
         found = fitted.problem.model
         model = FeatureModel(np.ascontiguousarray(found.B), found.priors, found.noise_std, found.offset)
-        return model, Loss(value, uncertain, gap, cross, len(fitted.history))
+        return model, Loss(values, errors, gap, cross, len(fitted.history))
 
 
 def _check(

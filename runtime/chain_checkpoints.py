@@ -14,33 +14,58 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elbotree.runtime.checkpoints import CheckpointFolder, fingerprint
+from elbotree.runtime.checkpoints import CheckpointFolder, check_settings, fingerprint
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.records import read_record
 from elbotree.runtime.storage import CFG, FolderLock, check_writable, load_folder, remove_litter, save_folder
+from elbotree.runtime.values import NAMES, Values
 
 Array = NDArray[np.float64]
 
-FORMAT = "elbotree-chain-checkpoint/2"
+FORMAT = "elbotree-chain-checkpoint/3"
 
 
 @dataclass(frozen=True)
 class Loss:
     """The loss L of a trained layer, in nats.
 
-    value, error   L and an estimate of its absolute error: the model's cross-entropy bound against the model before it
+    values, errors  the twelve terms and estimates of their absolute errors; L is the model's cross-entropy bound against the
+                   model before it
     gap            L minus the entropy of the normal law with f(x1)'s mean and covariance, which is what the best Gaussian
                    model reaches: below 0 the features say more than Gaussian moments. None where the covariance is singular
     cross_entropy  the same bound against samples of the true network, mean of -ELBO; None where none were asked for
     iterations     of the optimiser
     """
 
-    value: float
-    error: float
+    values: dict[str, float]
+    errors: dict[str, float]
     gap: float | None
     cross_entropy: float | None
     iterations: int
+
+    @property
+    def value(self) -> float:
+        """L."""
+        return self.values["L"]
+
+    @property
+    def error(self) -> float:
+        """The error of L."""
+        return self.errors["L"]
+
+    @property
+    def terms(self) -> Values:
+        """The loss tree's numbers."""
+        estimates = {name: Estimate.of(value, self.errors[name]) for name, value in self.values.items()}
+        return Values.of(estimates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data: what the table shows, and the terms."""
+        terms = {name: term.to_dict() for name, term in self.terms.items()}
+        more = {"gap": self.gap, "cross_entropy": self.cross_entropy, "iterations": self.iterations}
+        return {"value": self.value, "error": self.error, **more, "terms": terms}
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,15 @@ class Done:
     made_normal: float
     added_noise: float
     note: str
+
+
+def read_loss(form: object, where: str) -> Loss:
+    """A loss from JSON data. Raises InputError that names the place."""
+    loss = read_record(Loss, form, where)
+    for name in ("values", "errors"):
+        if set(getattr(loss, name)) != set(NAMES):
+            raise InputError(f"`{where}.{name}` must hold the terms {', '.join(NAMES)}")
+    return loss
 
 
 class ChainFolder:
@@ -129,11 +163,11 @@ class ChainFolder:
                 cfg, arrays = load_folder(place)
             except InputError:
                 break
-            self._check(cfg, place / CFG)
+            check_settings(cfg, place / CFG, FORMAT, self.settings, f"{self.folder} holds the checkpoint of a chain")
             try:
                 form = cfg["model"]
                 model = FeatureModel(arrays["B"], form["priors"], form["noise_std"], arrays["offset"])
-                loss = None if cfg["loss"] is None else read_record(Loss, cfg["loss"], "loss")
+                loss = None if cfg["loss"] is None else read_loss(cfg["loss"], "loss")
                 numbers = (int(cfg["block"]), float(cfg["made_normal"]), float(cfg["added_noise"]))
                 out.append(Done(model, loss, *numbers, str(cfg["note"])))
             except (KeyError, TypeError, ValueError) as error:
@@ -141,17 +175,3 @@ class ChainFolder:
                     f"{place / CFG} is damaged ({error}); remove {place} to make that layer again"
                 ) from None
         return out
-
-    def _check(self, cfg: Mapping[str, Any], place: Path) -> None:
-        if cfg.get("format") != FORMAT:
-            raise InputError(f"{place}: `format` is {cfg.get('format')!r}; this version reads {FORMAT!r}")
-        theirs = cfg.get("settings")
-        theirs = theirs if isinstance(theirs, dict) else {}
-        for name, value in self.settings.items():
-            if theirs.get(name) != value:
-                shown = f" ({theirs.get(name)!r} there, {value!r} here)"
-                shown = shown if len(shown) < 80 else ""
-                raise InputError(
-                    f"{self.folder} holds the checkpoint of a chain with another `{name}`{shown}; give the same, or "
-                    "another folder"
-                )

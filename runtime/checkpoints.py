@@ -178,7 +178,7 @@ class CheckpointFolder:
             return None
         number, at, cfg, arrays = found
         place = self.folder / _SLOTS[at] / CFG
-        self._check(cfg, place)
+        check_settings(cfg, place, FORMAT, self.settings, f"{self.folder} holds the checkpoint of a fit")
         try:
             state = _state(cfg, arrays)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -186,19 +186,19 @@ class CheckpointFolder:
         self._saves, self._at = number, 1 - at
         return state
 
-    def _check(self, cfg: Mapping[str, Any], place: Path) -> None:
-        if cfg.get("format") != FORMAT:
-            raise InputError(f"{place}: `format` is {cfg.get('format')!r}; this version reads {FORMAT!r}")
-        theirs = cfg.get("settings")
-        theirs = theirs if isinstance(theirs, dict) else {}
-        for name, value in self.settings.items():
-            if theirs.get(name) != value:
-                shown = f" ({theirs.get(name)!r} there, {value!r} here)"
-                shown = shown if len(shown) < 80 else ""
-                raise InputError(
-                    f"{self.folder} holds the checkpoint of a fit with another `{name}`{shown}; give the same, or "
-                    "another folder"
-                )
+
+def check_settings(cfg: Mapping[str, Any], place: Path, form: str, settings: Mapping[str, Any], what: str) -> None:
+    """InputError unless the cfg.json at `place` is of this format and was written under these settings; `what` says what
+    is there."""
+    if cfg.get("format") != form:
+        raise InputError(f"{place}: `format` is {cfg.get('format')!r}; this version reads {form!r}")
+    theirs = cfg.get("settings")
+    theirs = theirs if isinstance(theirs, dict) else {}
+    for name, value in settings.items():
+        if theirs.get(name) != value:
+            shown = f" ({theirs.get(name)!r} there, {value!r} here)"
+            shown = shown if len(shown) < 80 else ""
+            raise InputError(f"{what} with another `{name}`{shown}; give the same, or another folder")
 
 
 def fingerprint(layer: Layer, p1: FeatureModel) -> dict[str, str]:

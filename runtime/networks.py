@@ -22,6 +22,7 @@ from elbotree.runtime.float_range import in_float64
 from elbotree.runtime.models import Layer
 from elbotree.runtime.network_blocks import TransformerBlock, build_block
 from elbotree.runtime.network_program import Affine, Program, Step
+from elbotree.runtime.text_table import columns
 
 Array = NDArray[np.float64]
 
@@ -82,14 +83,12 @@ class Plan:
             span = str(low) if low == high else f"{low} to {high}"
             name, shown = (place, psi) if place else ("affine map to the outputs", "")
             lines.append((name, shown, str(len(widths)), span))
-        sizes = [max(len(line[i]) for line in lines) for i in range(4)]
-        table = ["  ".join(text.ljust(size) for text, size in zip(line, sizes, strict=True)).rstrip() for line in lines]
         total = (
             f"{len(self.layers)} layers ({self.units} units) from {self.widths[0]} to {self.widths[-1]} coordinates, "
             f"at most {max(self.widths[1:])} wide; {self.multiplications:,} multiplications a row, "
             f"{self.pairs:,} pairs of features to model"
         )
-        return "\n".join([*table, total, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*columns(lines), total, *(f"note: {note}" for note in self.notes)])
 
 
 def compile_network(model: object) -> list[Layer]:

@@ -207,19 +207,27 @@ def test_the_page_of_a_chain_shows_drift_layers_and_laws(tmp_path: Path) -> None
     assert not Reader(unmeasured).named("svg")
 
 
-def test_the_losses_of_trained_layers_are_shown() -> None:
-    from dataclasses import replace
-
-    from elbotree.runtime.chain import Loss
-
-    layer = et.Layer(np.eye(1), [1.0], [1.0], "tanh")
-    chain = et.fit_network([layer], et.FeatureModel([[1.0]], [et.Normal(0.0, 1.0)], 0.5))
-    text = ChainPage("c", replace(chain, losses=(Loss(1.25, 1e-5, -0.5, 1.75, 7),))).render()
+def test_the_twelve_terms_of_every_trained_layer_are_shown() -> None:
+    layers = [et.Layer(np.eye(1), [1.0], [1.0], psi) for psi in ("tanh", "relu")]
+    affine = et.Layer([[2.0]], [0.0], [1.0])
+    p1 = et.FeatureModel([[1.0]], [et.Laplace(0.0, 1.0)], 0.5)
+    chain = et.fit_network([*layers, affine], p1, iterations=2, tol=1e-2, check_samples=500)
+    text = ChainPage("c", chain).render()
     assert "gap to the best Gaussian" in text
-    assert "1.25" in text
-    assert "1.75" in text
     assert "against samples of the network" in text
-    assert "-0.5" in text
+    reader = Reader(text)
+    assert {"href": "#term-L"} in reader.named("a")
+    assert len(reader.named("math")) == 12  # formulas stand once
+    words = "".join(reader.words)
+    for loss in chain.losses[:2]:
+        assert loss is not None, chain.notes
+        for name in NAMES:
+            assert f"{loss.values[name]:.10g}" in words
+            assert f"{loss.errors[name]:.1e}" in words
+    assert chain.losses[2] is None
+    assert words.count("The twelve terms after") == 2
+    closed = ChainPage("c", et.fit_network(layers, p1)).render()
+    assert closed.count("Made in closed form, without training") == 2
 
 
 def test_write_report_is_whole_or_not_at_all(content: Page, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 from scipy.stats import norm
 
 import elbotree as et
-from elbotree.runtime.chain_checkpoints import Loss
+from elbotree.runtime.chain_checkpoints import Loss, read_loss
 from elbotree.runtime.characteristic import LinearLaw
 from elbotree.runtime.drift import measure_drift
 from elbotree.runtime.propagation import Propagation, gaussian, propagate, to_model
 from elbotree.runtime.storage import load_folder, save_folder
+from elbotree.runtime.values import NAMES
 
 rng0 = np.random.default_rng(7)
 
@@ -250,7 +251,9 @@ def test_training_reports_its_loss_beside_the_gaussian_entropy() -> None:
 def test_a_saved_chain_loads_to_the_same_models(tmp_path: Path) -> None:
     p1, layers = mixed_input(), [unit_layer(3, "relu"), unit_layer(4, "tanh")]
     chain = et.fit_network(layers, p1, check_samples=1000)
-    chain = replace(chain, losses=(Loss(1.25, 1e-4, -0.5, 1.5, 7), None))  # as if the first layer had been trained
+    terms = {name: 1.25 + k for k, name in enumerate(NAMES)}
+    loss = Loss(terms, dict.fromkeys(NAMES, 1e-4), -0.5, 1.5, 7)
+    chain = replace(chain, losses=(loss, None))  # as if the first layer had been trained
     chain.save(tmp_path / "chain")
     again = et.load(tmp_path / "chain")
     assert isinstance(again, et.Chain)
@@ -263,6 +266,12 @@ def test_a_saved_chain_loads_to_the_same_models(tmp_path: Path) -> None:
         assert (one.noise_std, *one.offset) == (two.noise_std, *two.offset)
     x = p1.sample(5, np.random.default_rng(0))
     assert np.array_equal(again.layers[0](x), layers[0](x))
+
+
+def test_a_stored_loss_without_a_term_is_an_error() -> None:
+    form = {"values": {"L": 1.0}, "errors": {"L": 0.0}, "gap": None, "cross_entropy": None, "iterations": 3}
+    with pytest.raises(et.InputError, match=r"`losses\[0\].values` must hold the terms L, R1"):
+        read_loss(form, "losses[0]")
 
 
 def test_tail_of_an_affine_chain_is_exact_and_carries_the_drift() -> None:
