@@ -78,7 +78,8 @@ def continuous_dimensions(layer: Layer, p1: FeatureModel) -> int:
     else:
         pieces = layer.activation.pieces or ()
         slopes = [identity + slope * np.outer(layer.w, layer.u) for slope, _ in pieces] or [identity]
-    return min(int(np.linalg.matrix_rank(J @ moving, rtol=1e-10)) for J in slopes)
+    sizes = [np.linalg.svd(J @ moving, compute_uv=False) for J in slopes]
+    return min(int((s > 1e-10 * s.max(initial=0.0)).sum()) for s in sizes)
 
 
 def least_noise(layer: Layer, p1: FeatureModel, covariance: Array) -> float:

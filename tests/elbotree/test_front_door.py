@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 
 import elbotree as et
 
@@ -130,7 +131,7 @@ def test_fit_reaches_the_entropy_and_not_below(small_fit: et.Fit) -> None:
     density = sum(
         weight * np.exp(-((x - mean) ** 2) / 0.5) / np.sqrt(0.5 * np.pi) for weight, mean in ((0.7, 0.0), (0.3, 2.0))
     )
-    entropy = float(-np.trapezoid(density * np.log(density), x))
+    entropy = float(-trapezoid(density * np.log(density), x))
     loss = small_fit.values["L"]
     assert entropy - loss.error <= loss.value <= entropy + 0.02
     assert small_fit.history[-1].loss <= small_fit.history[0].loss
