@@ -321,11 +321,11 @@ def test_evaluate_draws_the_tree_without_colour_when_piped(problem_file: Path) -
 def test_a_table_for_terminals_holds_the_same_numbers(problem_file: Path) -> None:
     from rich.console import Console
 
-    from elbotree.cli import _rich_table
+    from elbotree.verbs.screen import rich_table
 
     values = et.evaluate(et.Problem.load(problem_file), tol=1e-4)
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(_rich_table(values))
+    console.print(rich_table(values))
     drawn = console.export_text()
     assert all(f"{term.value:.10g}" in drawn for term in values.values())
 

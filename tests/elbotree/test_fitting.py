@@ -12,11 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 import elbotree as et
-from elbotree.cli import _step_text, main
+from elbotree.cli import main
 from elbotree.fitting import Fit
 from elbotree.runtime.checkpoints import Step
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.storage import load_folder, save_folder
+from elbotree.verbs.learning import step_text
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_the_command_line_keeps_a_checkpoint_and_goes_on_from_it(tmp_path: Path)
 def test_progress_tells_the_loss_its_rate_and_the_time_left() -> None:
     history: list[Step] = []
     texts = [
-        _step_text(Step(k + 1, 2.0 + 0.5**k, 0.0, 0.1, 0.3, tol, 3.0 * k, 3.0, {}, 0, leg), history, 1e-4)
+        step_text(Step(k + 1, 2.0 + 0.5**k, 0.0, 0.1, 0.3, tol, 3.0 * k, 3.0, {}, 0, leg), history, 1e-4)
         for leg, tol in ((0, 1e-3), (1, 1e-4))
         for k in range(8)
     ]
