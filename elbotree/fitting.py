@@ -21,6 +21,7 @@ from elbotree.runtime.arguments import finite_number
 from elbotree.runtime.checkpoints import CheckpointFolder, Step, encoder_form, fingerprint
 from elbotree.runtime.encoding import bound, draw, encode
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.float_range import overflow_told
 from elbotree.runtime.joint import Joint
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.records import read_record
@@ -243,7 +244,7 @@ def fit(
         place = CheckpointFolder(checkpoint, settings, largest)
     elif resume:
         raise InputError("`resume` needs `checkpoint`, the folder to go on from")
-    with contextlib.nullcontext() if place is None else place.held():
+    with overflow_told("the fit"), contextlib.nullcontext() if place is None else place.held():
         state = None
         if place is not None:
             if place.holds_one and not resume:

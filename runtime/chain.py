@@ -29,6 +29,7 @@ from elbotree.runtime.chain_checkpoints import ChainFolder, Done, Loss
 from elbotree.runtime.drift import TRUSTED, Drift, measure_drift
 from elbotree.runtime.encoding import EncodingKernels, bound
 from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
+from elbotree.runtime.float_range import overflow_told
 from elbotree.runtime.importance import SampledTail, sampled_tail
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
@@ -226,7 +227,7 @@ def build_chain(
     folder = _folder(checkpoint, resume, layers, p1, {**settings, "samples": samples})
     drift: list[Drift | None] = []
     found: list[Done] = []
-    with contextlib.nullcontext() if folder is None else folder.held():
+    with overflow_told("the chain"), contextlib.nullcontext() if folder is None else folder.held():
         _refuse_to_overwrite(folder, resume)
         truth = _Truth(p1, check_samples, seed)
         if method in ("fit", "cov-prop"):

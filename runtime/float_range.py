@@ -16,9 +16,15 @@ def in_float64(what: str) -> Iterator[None]:
 
     Underflow passes: what is below 1e-308 is 0 to within every error estimate.
     """
+    with overflow_told(what), np.errstate(over="raise", divide="raise", invalid="raise"):
+        yield
+
+
+@contextlib.contextmanager
+def overflow_told(what: str) -> Iterator[None]:
+    """The same for what stops by itself; numpy goes on with inf and nan, for work that looks at its numbers as it goes."""
     try:
-        with np.errstate(over="raise", divide="raise", invalid="raise"):
-            yield
+        yield
     except (FloatingPointError, OverflowError, ZeroDivisionError, np.linalg.LinAlgError) as error:
         raise UnsupportedError(
             f"{what} leaves the range of float64 ({_reason(error)}); bring its numbers nearer to 1, by other units of x1 and "

@@ -93,7 +93,7 @@ def test_samples_have_the_models_moments(fitted: Fit) -> None:
 
 @pytest.mark.parametrize(
     ("x2", "message"),
-    [(np.zeros((3, 4)), r"has shape \(3, 4\); the encoder takes rows of n2 = 2"), ([[np.nan, 0.0]], "not finite")],
+    [(np.zeros((3, 4)), r"has shape \(3, 4\); the encoder takes rows of n2 = 2"), ([[np.nan, 0.0]], "must be finite")],
 )
 def test_points_that_do_not_fit_are_refused(fitted: Fit, x2: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

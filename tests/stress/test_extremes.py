@@ -112,6 +112,14 @@ def test_refused_with_the_reason(form: dict[str, Any], kind: type[Exception], me
         et.evaluate(et.Problem.from_dict(form))
 
 
+def test_a_fit_beyond_float64_is_refused() -> None:
+    problem = et.Problem.from_dict(changed(input__priors__1__mean=1e300))
+    with pytest.raises(et.UnsupportedError, match="the fit leaves the range of float64"):
+        et.fit(problem.layer, problem.input, 1, "normal", tol=1e-1)
+    with pytest.raises(et.UnsupportedError, match="the chain leaves the range of float64"):
+        et.fit_network([problem.layer], problem.input)
+
+
 @pytest.mark.parametrize(
     ("model", "x", "exact"),
     [
