@@ -196,7 +196,7 @@ def _met(
             problem, tol * sharper, gradient_tol, max_seconds, max_memory, executor, sizes
         )
         estimates: dict[str, Estimate] = kernels.evaluate(engine, problem, done)
-        worst = max(e.error / (tol * max(1.0, abs(float(e.value)))) for e in estimates.values())
+        worst = max(float(e.error) / (tol * max(1.0, abs(float(e.value)))) for e in estimates.values())
         if worst <= 1.0:
             break
         sharper *= max(0.003, 0.3 / worst)

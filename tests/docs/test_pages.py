@@ -26,7 +26,12 @@ from elbotree.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NEEDS = {"howto/pytorch.md": "torch", "howto/networks.md": "sklearn", "howto/input.md": "sklearn"}
+NEEDS = {
+    "howto/pytorch.md": "torch",
+    "howto/networks.md": "sklearn",
+    "howto/input.md": "sklearn",
+    "howto/cluster.md": "distributed",
+}
 LANGUAGES = {"python", "console", "text", "sh", "json", "bibtex"}
 
 
