@@ -403,13 +403,13 @@ class Line:
 
     def _right(self, x: float, tol: float) -> TailProbability:
         """P(S - shift > x) on a contour right of 0."""
+        if self._beside_a_pole(x, tol):
+            bent = self._bent(x, tol, 1)
+            if bent is not None:
+                return bent
         deeper = 0.0
         for _ in range(5):
             contour = self.contour(x, x, tol, 1, deeper)
-            if contour.count > _MANY and self.domain[1] < math.inf and 2 * contour.c > self.domain[1]:
-                bent = self._bent(x, tol, 1)
-                if bent is not None:
-                    return bent
             if contour.count > _MAX_NODES:
                 split = self._split(x, tol, contour)
                 if split is not None:
@@ -446,6 +446,17 @@ class Line:
             f"P(S > {x + self.shift:g}) did not reach tol = {tol:g} (relative error {total / value:.2g}); loosen tol"
         )
 
+    def _beside_a_pole(self, x: float, tol: float) -> bool:
+        """Whether the straight contour would be long for the pole beside it: steps of 2 pi (end - c) / log(8 / tol), as the
+        right alias asks, to where the noise has died out."""
+        end = self.domain[1]
+        if end == math.inf:
+            return False
+        c, _ = self._saddle(x, 1)
+        depth = math.log(8 / tol)
+        nodes = depth * math.sqrt(2 * depth / self.variance) / (2 * math.pi * (end - c))
+        return 2 * c > end and nodes > _MANY
+
     def _split(self, x: float, tol: float, contour: Contour) -> TailProbability | None:
         """P(S > q) = sum_k w_k P(S > q | source i is in its component k), for the source that spreads the tilted law
         most.
@@ -475,7 +486,8 @@ class Line:
         Next to a pole the straight contour needs steps as short as the distance to it, all the way to where the noise
         dies out. The hyperbola leaves c along the path of steepest descent (curvature K''' / 3K'') and lets steps grow
         with the distance. It opens by more than 45 degrees to the real axis, so that Gaussian factors decay on it,
-        and crosses the axis at c only, where poles and cuts are not. The step is halved until the sum settles.
+        and crosses the axis at c only, where poles and cuts are not. The step is halved until the sum settles: the rule
+        converges geometrically, so that the next change is less than this one by more than this one was by the last.
         """
         c, _ = self._saddle(x, power)
         K2, K3 = (float(level[0]) for level in self.cumulants(np.array([c]))[2:])
@@ -499,14 +511,14 @@ class Line:
             turns = 16 + 2 * len(self.d) ** 0.5 + np.abs(w) * (abs(x) + self.variance * c)
             return f, size * turns, size * np.abs(c + w)
 
-        n = 48
+        n = 24
         step = top / n
         with np.errstate(over="ignore", invalid="ignore"):
             f, size, slope = integrand(np.asarray(step * np.arange(n + 1), dtype=np.float64))
             f[0] *= 0.5
             total, absolute, moved, last = complex(f.sum()), float(size.sum()), float(slope.sum()), abs(f[-1])
-            value = step * total.real
-            for _ in range(7):
+            value, earlier = step * total.real, 0.0
+            for _ in range(8):
                 f, size, slope = integrand(np.asarray(step * (np.arange(n) + 0.5), dtype=np.float64))
                 total, absolute, moved = (
                     total + complex(f.sum()),
@@ -515,7 +527,8 @@ class Line:
                 )
                 n, step, before = 2 * n, 0.5 * step, value
                 value = step * total.real
-                change = abs(value - before)
+                changed = abs(value - before)
+                change, earlier = changed * (min(1.0, changed / earlier) if earlier else 1.0), changed
                 noise = EPS * (step * absolute + abs(value) * (abs(c * x) + float(np.abs(kappa).sum())))
                 noise += float(self._blur(tilted, x)) * step * moved
                 if math.isfinite(value) and value > 0 and change + noise + last <= tol * value:

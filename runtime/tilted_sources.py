@@ -118,7 +118,7 @@ class PointPart(Component):
         return phase(self.at)
 
     def mgf(self, w: ComplexArray) -> ComplexArray:
-        return np.exp(_column(self.at, w) * w) if self.at.any() else np.ones_like(w)
+        return _exp(_column(self.at, w) * w) if self.at.any() else np.ones((1,) * w.ndim, dtype=np.complex128)
 
     def slope(self, w: ComplexArray, value: ComplexArray) -> ComplexArray:
         return _column(self.at, w) * value
@@ -155,7 +155,7 @@ class NormalPart(Component):
         return phase(self.mean) * self.envelope(t)
 
     def mgf(self, w: ComplexArray) -> ComplexArray:
-        return np.exp(w * (_column(self.mean, w) + 0.5 * _column(self.variance, w) * w))
+        return _exp(w * (_column(self.mean, w) + 0.5 * _column(self.variance, w) * w))
 
     def slope(self, w: ComplexArray, value: ComplexArray) -> ComplexArray:
         return (_column(self.mean, w) + _column(self.variance, w) * w) * value
@@ -216,8 +216,10 @@ class GammaPart(Component):
             for _ in range(whole - 1):
                 out /= base
         else:
-            out = base ** -_column(self.shape, w)
-        return np.asarray(out * np.exp(_column(self.start, w) * w) if self.start.any() else out)
+            k = _column(self.shape, w)
+            size = np.exp(-0.5 * k * np.log(base.real**2 + base.imag**2))
+            out = size * _cis(-k * np.arctan2(base.imag, base.real))
+        return np.asarray(out * _exp(_column(self.start, w) * w) if self.start.any() else out)
 
     def slope(self, w: ComplexArray, value: ComplexArray) -> ComplexArray:
         g = self._signed(w)
@@ -598,6 +600,14 @@ def _phase_of(t: Array, index: NDArray[np.intp], phase: BlockPhase | None) -> Ph
 def _cis(x: Array) -> ComplexArray:
     out = np.empty(x.shape, dtype=np.complex128)
     out.real, out.imag = np.cos(x), np.sin(x)
+    return out
+
+
+def _exp(z: ComplexArray) -> ComplexArray:
+    """e^z; exponentials, sines and cosines of real arrays are vectorised, exponentials of complex ones are not."""
+    size, out = np.exp(z.real), np.empty(z.shape, dtype=np.complex128)
+    np.multiply(size, np.cos(z.imag), out=out.real)
+    np.multiply(size, np.sin(z.imag), out=out.imag)
     return out
 
 

@@ -45,8 +45,12 @@ class Term:
 
     @property
     def deviation(self) -> float | None:
-        """(check - value) in standard errors of the check; None without a check or when the check has no spread."""
+        """(check - value) in standard errors of the check; None without a check, and where samples do not vary beyond rounding
+        and agree with the value to that and its error."""
         if self.check is None or not self.check_error:
+            return None
+        rounding = 1e-13 * max(1.0, abs(self.check))
+        if self.check_error <= rounding and abs(self.check - self.value) <= self.error + rounding:
             return None
         return (self.check - self.value) / self.check_error
 

@@ -51,6 +51,12 @@ def test_printing_draws_every_term_once_under_its_parent() -> None:
     assert lines[-1] == "method spectral, tol 1e-06, 0.25 s"
 
 
+def test_samples_that_do_not_vary_beyond_rounding_have_no_distance() -> None:
+    """A constant summed over samples leaves a spread of 1e-19, which is no scale to measure rounding with."""
+    assert Term("S1", 0.2726268417, 1e-16, 0.2726268417 + 5e-17, 5e-19).deviation is None
+    assert Term("S1", 0.2726268417, 1e-16, 0.28, 5e-19).deviation == pytest.approx(0.0073731583 / 5e-19)
+
+
 def test_the_check_stands_beside_the_value_with_its_distance_in_standard_errors() -> None:
     values = made(check=True)
     assert values["T2"].deviation == pytest.approx(2.0)
