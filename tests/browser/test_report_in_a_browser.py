@@ -237,3 +237,17 @@ def test_charts_show_their_numbers_when_asked(browser: Any, chained: Path) -> No
     drawn.find_element("css selector", "summary").click()
     assert len(drawn.find_elements("css selector", "tbody tr")) >= 4
     assert drawn.find_element("css selector", "td").is_displayed()
+
+
+def test_a_layer_opens_to_its_twelve_terms_and_leads_to_their_formulas(browser: Any, chained: Path) -> None:
+    show(browser, chained)
+    (layer,) = find(browser, "#layer-1")
+    layer.find_element("css selector", "summary").click()
+    rows = layer.find_elements("css selector", "table:first-of-type tbody tr")[:12]
+    assert {row.find_element("css selector", "th").text.strip("│├└─ ") for row in rows} == set(NAMES)
+    assert all(row.is_displayed() and row.find_element("css selector", "td").text for row in rows)
+    keep(browser, "chain-open")
+    link = layer.find_element("css selector", "a[href='#term-L']")
+    link.click()
+    (formula,) = find(browser, "#term-L")
+    assert browser.execute_script("return arguments[0].getBoundingClientRect().top", formula) < DESKTOP[1]
