@@ -441,9 +441,10 @@ def _terms_of_layer(loss: Loss | None) -> list[Markup]:
         return [tag("p", "Made in closed form, without training: no encoder, and so no loss.", class_="soft")]
     head, *rows = loss.terms.cells()
     formulas = tag("a", "the loss of one layer", href="#term-L")
+    steps = f"{loss.iterations} iteration{'' if loss.iterations == 1 else 's'}"
     return [
         tag("p", "Formulas, rules and kernels: ", formulas, ".", class_="soft"),
-        table(head, rows, f"The twelve terms after {loss.iterations} iterations, in nats or squared units of f"),
+        table(head, rows, f"The twelve terms after {steps}: R and L in nats, the others in squared units of f"),
     ]
 
 
