@@ -138,6 +138,11 @@ def best_model(
     spread = np.array([law.of_c_each(list(kernels.variance(j, q))).value.sum() for j, q in enumerate(encoder)])
     pairs = law.moments_ss(means, means, weights=np.ones((len(means), len(means)))).value
     G = pairs - np.outer(s, s) + np.diag(spread)
+    if not (np.isfinite(G).all() and np.isfinite(M).all()):
+        raise UnsupportedError(
+            "the moments of the posterior means leave the range of float64 at these parameters of the encoder; make its rows "
+            "or precisions smaller"
+        )
     B = _solved(G, M.T).T if len(G) else M
     covariance = second - np.outer(first, first)
     # |f - B s|^2 + spread at any B, so that the ridge costs nothing

@@ -20,6 +20,7 @@ import elbotree as et
 from elbotree.codegen import generate
 from elbotree.runtime.checkpoints import Step
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal
 from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_model, continuous_dimensions
 from elbotree.runtime.spectral import SpectralExpectations
@@ -144,6 +145,23 @@ def test_closed_form_decoder_is_a_minimum() -> None:
         for other in moved:
             worse = et.Problem(problem.layer, problem.input, other, problem.encoder)
             assert made.kernels.evaluate(law, worse)["L"].value > best
+
+
+def test_a_trial_step_whose_moments_leave_float64_is_shortened(monkeypatch) -> None:
+    """An infinite moment of a pair: told as an error that the line search knows, not by a linear algebra routine."""
+    made, x = objective()
+    whole = SpectralExpectations.moments_ss
+
+    def broken(self, gs, hs, *, weights=None):
+        found = whole(self, gs, hs, weights=weights)
+        value = found.value.copy()
+        value[0, 1] = np.nan
+        return Estimate(value, found.error)
+
+    monkeypatch.setattr(SpectralExpectations, "moments_ss", broken)
+    with pytest.raises(et.UnsupportedError, match="leave the range of float64 at these parameters of the encoder"):
+        made.evaluate(x)
+    assert _Trial(made)(x) is None
 
 
 def test_aggregate_prior_of_a_tilted_posterior_keeps_its_points() -> None:
