@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,6 +189,7 @@ def best_spectrum(g: Callable[[Array], Array], lo: float, hi: float, sigma: floa
 
 _PIECE_NODES = 32  # Chebyshev nodes a side of a rectangle
 _MOST_PIECES = 400
+_MOST_MODES = 512  # a side
 
 
 @dataclass(frozen=True)
@@ -205,52 +206,98 @@ def series_2d(
 ) -> Series2d:
     """The windowed double Fourier series of g(c0, c1), cut where what is left out adds at most tol.
 
-    noise (2, 2): covariance of the Gaussian noise in (c0, c1). Raises UnsupportedError when g is not finite.
+    noise (2, 2): covariance of the Gaussian noise in (c0, c1). Coefficients are integrals over the pieces of `_pieces`, so that no
+    grid aliases them. Raises UnsupportedError when g is not finite.
     """
-    samples, misfit = _interpolated(g, periods, tol, name)
-    count = 64
+    pieces, misfit = _pieces(g, periods, noise, tol, name)
+    reach = [32, 32]
     while True:
-        x = [period.start + period.length * np.arange(count) / count for period in periods]
-        window = np.multiply.outer(*[period.window(a, tol) for period, a in zip(periods, x, strict=True)])
-        raw = np.fft.fft2(samples(*x) * window) / count**2
-        p = np.fft.fftfreq(count, 1.0 / count)
-        raw = raw * np.multiply.outer((-1.0) ** p, (-1.0) ** p)
-        w0, w1 = p[:, None] * periods[0].delta, p[None, :] * periods[1].delta
+        raw = _integrals(pieces, periods, reach, tol)
+        p = [np.arange(-P, P + 1) for P in reach]
+        w0, w1 = p[0][:, None] * periods[0].delta, p[1][None, :] * periods[1].delta
         size = np.abs(raw) * np.exp(-0.5 * (noise[0, 0] * w0**2 + 2 * noise[0, 1] * w0 * w1 + noise[1, 1] * w1**2))
-        order = np.argsort(size, axis=None)
-        cumulative = np.cumsum(size.ravel()[order])
-        cut = int(np.searchsorted(cumulative, tol))
-        i, j = np.unravel_index(order[cut:], size.shape)
-        modes = np.stack([p[i], p[j]], axis=1).astype(np.int64)
-        if np.abs(modes).max(initial=0) <= count // 4 or count >= 1024:
-            keep = (modes[:, 0] > 0) | ((modes[:, 0] == 0) & (modes[:, 1] >= 0))
-            multiplicity = np.where(np.any(modes != 0, axis=1), 2.0, 1.0)
-            dropped = float(cumulative[cut - 1]) if cut > 0 else 0.0
-            return Series2d(modes[keep], (raw[i, j] * multiplicity)[keep], dropped + misfit)
-        count *= 2
+        # what lies beyond is about what the last quarter holds
+        beyond = [
+            float(size[4 * np.abs(p[0]) > 3 * reach[0]].sum()),
+            float(size[:, 4 * np.abs(p[1]) > 3 * reach[1]].sum()),
+        ]
+        wider = [axis for axis in range(2) if beyond[axis] > 0.1 * tol and reach[axis] < _MOST_MODES]
+        if not wider:
+            break
+        for axis in wider:
+            reach[axis] *= 2
+    order = np.argsort(size, axis=None)
+    cumulative = np.cumsum(size.ravel()[order])
+    cut = int(np.searchsorted(cumulative, 0.7 * tol))
+    i, j = np.unravel_index(order[cut:], size.shape)
+    modes = np.stack([p[0][i], p[1][j]], axis=1).astype(np.int64)
+    keep = (modes[:, 0] > 0) | ((modes[:, 0] == 0) & (modes[:, 1] >= 0))
+    multiplicity = np.where(np.any(modes != 0, axis=1), 2.0, 1.0)
+    dropped = float(cumulative[cut - 1]) if cut > 0 else 0.0
+    return Series2d(modes[keep], (raw[i, j] * multiplicity)[keep], dropped + sum(beyond) + misfit)
 
 
-def _interpolated(
-    g: Callable[..., Array], periods: Sequence[Period], tol: float, name: str
-) -> tuple[Callable[[Array, Array], Array], float]:
-    """g on grids x0 by x1 of the periods, and what that misses at most.
+def _pieces(
+    g: Callable[..., Array], periods: Sequence[Period], noise: Array, tol: float, name: str
+) -> tuple[list[_Piece], float]:
+    """g as Chebyshev series on rectangles that cover the periods, and about what they add to the error of any E g.
 
-    g is called at Chebyshev nodes of rectangles, which are halved until the interpolants are resolved: some thousand calls
-    instead of one a sample, which matters where each call is a quadrature over beta. A g that `_MOST_PIECES` do not resolve is
-    called on the grid itself.
+    Rectangles are halved until the series are resolved: g is called some thousand times, which matters where each call is a
+    quadrature over beta. Where `_MOST_PIECES` do not resolve it the rest stays as it is, and is in the error.
     """
-    ends = [(period.start, period.start + period.length) for period in periods]
-    whole = _Piece.of(g, (ends[0], ends[1]), name)
-    waiting, done = [whole], []
-    while waiting and len(waiting) + len(done) <= _MOST_PIECES:
+    # quarters to begin with: what is narrower than the nodes of the whole stand apart would go unseen
+    edges = [np.linspace(period.start, period.start + period.length, 3) for period in periods]
+    waiting = [
+        _Piece.of(g, ((edges[0][i], edges[0][i + 1]), (edges[1][j], edges[1][j + 1])), name)
+        for i in range(2)
+        for j in range(2)
+    ]
+    done: list[_Piece] = []
+    missed: list[float] = []
+    while waiting:
         piece = waiting.pop()
-        if piece.misfit <= max(0.1 * tol, piece.floor):
+        allowed = max(0.1 * tol, piece.floor)
+        left = sum(piece.tails)
+        if left <= allowed:
+            left += 2 * piece.missed(g, name)  # coefficients may be small at the nodes alone
+        if left <= 2 * allowed or len(waiting) + len(done) >= _MOST_PIECES:
             done.append(piece)
+            missed.append(left)
         else:
             waiting += [_Piece.of(g, part, name) for part in piece.halves()]
-    if waiting:
-        return lambda x0, x1: finite(name, g, *np.meshgrid(x0, x1, indexing="ij")), 0.0
-    return partial(_on_grid, done), max(piece.misfit for piece in done)
+    spread = float(np.linalg.det(noise))
+    density = 1 / (2 * np.pi * spread**0.5) if spread > 0 else np.inf
+    mass = np.minimum(1.0, [piece.area * density for piece in done])
+    return done, min(max(missed), float(mass @ missed))
+
+
+@lru_cache(maxsize=64)
+def _gauss(count: int) -> tuple[Array, Array]:
+    return np.polynomial.legendre.leggauss(count)
+
+
+def _integrals(pieces: Sequence[_Piece], periods: Sequence[Period], reach: Sequence[int], tol: float) -> ComplexArray:
+    """The Fourier coefficients of the pieces' function times the periods' windows, for |p| <= reach in each direction."""
+    out = np.zeros((2 * reach[0] + 1, 2 * reach[1] + 1), dtype=np.complex128)
+    for piece in pieces:
+        values, waves = piece.coefficients, []
+        for (lo, hi), period, P in zip(piece.ends, periods, reach, strict=True):
+            # panels as long as a window takes to fall; a series has degree _PIECE_NODES - 1, and e^(i a x) on [-1, 1] is resolved
+            # by a degree a little above a
+            panels = int(np.ceil((hi - lo) / (0.25 * period.pad * (period.hi - period.lo)))) if period.pad > 0 else 1
+            half = 0.5 * (hi - lo) / panels
+            nodes, weights = _gauss(_PIECE_NODES + int(0.75 * P * period.delta * half))
+            at = (np.arange(panels)[:, None] + 0.5 * (1 + nodes)).ravel() / panels  # in [0, 1]
+            # from the middle, so that a range that is small beside its place keeps its digits
+            x = (lo - period.middle) + (hi - lo) * at
+            about = Period(period.lo - period.middle, period.hi - period.middle, period.pad)
+            turn = np.multiply.outer(np.arange(-P, P + 1) * period.delta, x)
+            weighted = np.tile(weights, panels) * about.window(x, tol) * (half / period.length)
+            basis = np.polynomial.chebyshev.chebvander(2 * at - 1, _PIECE_NODES - 1)
+            values = (basis @ values).T
+            waves.append(np.exp(-1j * turn) * weighted)
+        out += waves[0] @ values @ waves[1].T
+    return out
 
 
 @dataclass(frozen=True)
@@ -262,6 +309,10 @@ class _Piece:
     coefficients: Array
     tails: tuple[float, float]
     floor: float
+
+    @property
+    def area(self) -> float:
+        return float(np.prod([hi - lo for lo, hi in self.ends]))
 
     @staticmethod
     def of(g: Callable[..., Array], ends: tuple[tuple[float, float], tuple[float, float]], name: str) -> _Piece:
@@ -275,10 +326,13 @@ class _Piece:
         tails = float(np.abs(coefficients[first:]).sum()), float(np.abs(coefficients[:, first:]).sum())
         return _Piece(ends, coefficients, tails, 1e-15 * n * float(np.abs(values).max()))
 
-    @property
-    def misfit(self) -> float:
-        """About how far the series is from g."""
-        return sum(self.tails)
+    def missed(self, g: Callable[..., Array], name: str) -> float:
+        """How far the series is from g between its nodes, at most."""
+        nodes = np.cos(np.pi * np.arange(1, _PIECE_NODES) / _PIECE_NODES)
+        x = [lo + 0.5 * (hi - lo) * (1 + nodes) for lo, hi in self.ends]
+        factor = np.polynomial.chebyshev.chebvander(nodes, _PIECE_NODES - 1)
+        found = factor @ self.coefficients @ factor.T
+        return float(np.abs(found - finite(name, g, *np.meshgrid(*x, indexing="ij"))).max())
 
     def halves(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
         """The rectangle cut in two across the direction that is worse resolved."""
@@ -286,16 +340,3 @@ class _Piece:
         middle = 0.5 * (lo + hi)
         cut = [((lo, middle), other), ((middle, hi), other)]
         return cut if self.tails[0] >= self.tails[1] else [(b, a) for a, b in cut]
-
-
-def _on_grid(pieces: Sequence[_Piece], x0: Array, x1: Array) -> Array:
-    """The piecewise series on the grid x0 by x1, both ascending."""
-    out = np.empty((len(x0), len(x1)))
-    for piece in pieces:
-        at, factors = [], []
-        for (lo, hi), x in zip(piece.ends, (x0, x1), strict=True):
-            inside = slice(int(np.searchsorted(x, lo)), int(np.searchsorted(x, hi)))
-            at.append(inside)
-            factors.append(np.polynomial.chebyshev.chebvander(2 * (x[inside] - lo) / (hi - lo) - 1, _PIECE_NODES - 1))
-        out[at[0], at[1]] = factors[0] @ piece.coefficients @ factors[1].T
-    return out

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.integrate import quad
 from scipy.special import expit, roots_hermitenorm
 from scipy.stats import norm
 
@@ -130,7 +131,7 @@ CENTRES = np.array([[-0.5, 0.3], [0.7, -0.4]])
 GS_2D: dict[str, Callable[[Array, Array], Array]] = {
     "smooth": lambda a, b: np.logaddexp(0, b) ** 2 * expit(a) - a * b,
     "log scale": lambda a, b: 0.5 * (a**2 + np.logaddexp(0, b) ** 2) - np.log(np.logaddexp(0, b)),
-    # too sharp to interpolate with 96 nodes a side: sampled on the grid itself
+    # along a diagonal, so that many rectangles are needed
     "steep": lambda a, b: expit(25 * (a - b)),
 }
 
@@ -157,6 +158,31 @@ def test_double_series(g: Callable[[Array, Array], Array], tol: float) -> None:
     value, exact, dropped = both_ways(g, tol)
     assert abs(value - exact) <= dropped + 0.5 * tol
     assert dropped <= 1.2 * tol
+
+
+@pytest.mark.parametrize("width", [1e-1, 1e-2, 1e-3])
+def test_a_narrow_bend_in_one_of_two_parameters_is_not_aliased(width: float) -> None:
+    """The law's noise leaves few modes, but their coefficients must see what lies between the points of any coarse grid."""
+
+    def bend(a: Array) -> Array:
+        return np.sqrt((a - 0.3) ** 2 + width**2)
+
+    value, _, dropped = both_ways(lambda a, b: bend(a) + 0 * b, 1e-8)
+    std = COVARIANCE[0, 0] ** 0.5
+    exact = np.mean(
+        [
+            quad(
+                lambda a, m=m: norm.pdf(a, m[0], std) * bend(a),
+                m[0] - 12 * std,
+                m[0] + 12 * std,
+                points=[0.3],
+                limit=400,
+            )[0]
+            for m in CENTRES
+        ]
+    )
+    assert dropped <= 1e-7
+    assert abs(value - exact) <= dropped + 1e-12
 
 
 def test_double_series_calls_a_smooth_function_seldom() -> None:
