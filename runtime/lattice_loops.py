@@ -21,7 +21,10 @@ from elbotree.runtime.priors import Prior
 
 Array = NDArray[np.float64]
 
-_jit = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
+# What other loops call is compiled into each of them: linked instead, it may be another copy of it that runs where the
+# loops were compiled just now than where they were read from numba's cache, and the last bits would differ.
+_jit = numba.njit(forceinline=True, nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
+_entry = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
 
 
 @lru_cache(maxsize=256)
@@ -62,7 +65,7 @@ def _from_table(
     first, over = t0 - along * (out.shape[2] // 2), 1.0 / step
     for k in range(lo, hi):
         at = abs(first + along * k) * over
-        i = min(np.int64(at), length - 2)
+        i: Any = min(np.int64(at), length - 2)
         within[k] = at - i
         place[k] = row + i
     # quintic Hermite basis, for the real part and the imaginary one, and its derivative
@@ -188,7 +191,7 @@ def times_back(after: Any, factors: Any, e: Any, lo: Any, hi: Any) -> None:
         after[0, k] = re
 
 
-@_jit
+@_entry
 def walk_values(
     t: Any,
     along: Any,
@@ -233,7 +236,7 @@ def walk_values(
             X[q, n] = total_re + 1j * total_im
 
 
-@_jit
+@_entry
 def walk_moments(
     t: Any,
     along: Any,
@@ -308,7 +311,7 @@ def walk_moments(
                 by_source[q, n, i] = total_re + 1j * total_im
 
 
-@_jit
+@_entry
 def walk_second_moments(
     phi: Any, slope: Any, curve: Any, tau: Any, over_n: Any, over_n_dot: Any, over_k: Any, over_k_dot: Any, limits: Any,
     base: Any, by_source: Any, X: Any, X_dot: Any, by_k_dot: Any,
@@ -353,7 +356,7 @@ def walk_second_moments(
                 after[k] *= phi[i, n, k]
 
 
-@_jit
+@_entry
 def linear_base(
     center: Any,
     theta: Any,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from elbotree.runtime.lattice_loops import _factor, _jit, times, times_back
+from elbotree.runtime.lattice_loops import _entry, _factor, _jit, times, times_back
 
 
 @_jit
@@ -112,7 +112,7 @@ def _merged(
     return degree, merged, remainder
 
 
-@_jit
+@_entry
 def plan_pair(
     weights: Any, noise: Any, shifts: Any, tol: float, tail: Any, A: Any, B: Any, tables: Any, usable: Any, costs: Any,
     steps: Any, norm: float, unit: float, spread: float, each: float,
@@ -461,7 +461,7 @@ def _walk_away(
                 )
 
 
-@_jit
+@_entry
 def walk_pair(
     noise: Any,
     merged: Any,
@@ -521,7 +521,7 @@ def walk_pair(
             )  # fmt: skip
 
 
-@_jit
+@_entry
 def merged_slopes(
     c: Any, terms: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any, begin: int, out: Any
 ) -> None:

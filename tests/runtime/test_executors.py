@@ -8,6 +8,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -134,6 +136,24 @@ def test_a_network_is_trained_with_an_executor() -> None:
     one, two = (et.fit_network([layer], p1, tol=1e-2, iterations=1, executor=executor) for executor in (None, jobs))
     np.testing.assert_array_equal(one.models[0].B, two.models[0].B)
     assert jobs.jobs
+
+
+_COLD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tests.runtime.test_executors import bits, problem
+print(bits(problem(n=12)).hex())
+"""
+
+
+def test_loops_give_the_same_bits_compiled_now_and_read_from_the_cache(tmp_path: Path) -> None:
+    """A worker reads what another process compiled."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _COLD, str(Path(__file__).parents[2])]
+    cold, warm = (
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout for _ in range(2)
+    )
+    assert cold == warm
 
 
 # ------------------------------------------------------------------ whoever makes them
