@@ -372,7 +372,7 @@ class PairLattice:
             p = self.first + np.arange(block.start, block.stop)
             over_p = np.tensordot(np.vander(p, R, increasing=True).astype(np.complex128), S, axes=1)  # (rows, b, k)
             exponent = np.matmul(np.vander(q, R, increasing=True).astype(np.complex128), over_p)
-            phi = waves(exponent.imag) * (np.exp(exponent.real) * self._walked[block][:, :, None])
+            phi = waves(exponent.imag) * (np.exp(np.minimum(exponent.real, 50.0)) * self._walked[block][:, :, None])
             phi[np.abs(k) > self.limits[block][:, :, None]] = 0.0
             prefix = [phi]
             factors = []
