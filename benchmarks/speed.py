@@ -18,6 +18,9 @@ import argparse
 import os
 import platform
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 
 import numpy as np
@@ -62,6 +65,19 @@ def stochastic_gradient(p: et.Problem, samples: int = 4096, batches: int = 40) -
     return best_time(step, 5) / samples, float(np.sqrt(np.mean(spread**2)))
 
 
+def cold_start(tol: float) -> float:
+    """Seconds from the import to the first value of n = 8 in a new process, every cache empty."""
+    code = (
+        "import time; begun = time.perf_counter(); import elbotree as et; from benchmarks.workload import problem; "
+        f"et.evaluate(problem(8), tol={tol}); print(time.perf_counter() - begun)"
+    )
+    with tempfile.TemporaryDirectory() as empty:
+        env = {**os.environ, "ELBOTREE_CACHE": "off", "NUMBA_CACHE_DIR": empty}
+        return float(
+            subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="8,16,32", help="n = m1 = m2, separated by commas")
@@ -69,8 +85,13 @@ def main() -> None:
     parser.add_argument("--kind", default="bernoulli", choices=KINDS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gradient", action="store_true", help="time loss and full gradient together too")
+    parser.add_argument("--cold", action="store_true", help="time the first value of n = 8 in a new process and stop")
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
+    if options.cold:
+        for tol in (float(text) for text in options.tols.split(",")):
+            print(f"from the import to the first value, n = 8, tol {tol:g}, caches empty: {cold_start(tol):.2f} s")
+        return
     print(f"features of x1: {options.kind}")
     print(
         f"{'n':>4} {'tol':>7} {'L':>12} {'error':>8} {'seconds':>9} {'sampling s':>11} {'ratio':>9} {'gradient s':>10} "
