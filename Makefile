@@ -14,7 +14,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := elbotree derivation codegen runtime
 CHECKED := $(SOURCES) tests examples docs $(wildcard benchmarks)
 
-.PHONY: demo test oldest audit faults fuzz browser docs pages package figures check format bench mutate clean help
+.PHONY: demo test extras oldest audit faults fuzz browser docs pages package figures check format bench mutate clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -34,6 +34,13 @@ demo: $(VENV)/.installed-sklearn  ## learn a layer of a small digits network and
 
 test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
 	$(BIN)/python -m pytest
+
+# The tests that a machine without the extras skips: here a skip for want of one of them is a failure.
+EXTRAS ?= torch,onnx,cluster,plots
+extras: $(VENV)/.installed-test $(VENV)/.installed-sklearn $(VENV)/.installed-$(EXTRAS)  ## run the tests that need the extras EXTRAS, which may not skip
+	ELBOTREE_EXTRAS=$(EXTRAS) $(BIN)/python -m pytest tests/runtime/test_networks.py tests/runtime/test_torch.py \
+	  tests/elbotree/test_cluster.py tests/elbotree/test_cli.py tests/elbotree/test_fitting.py tests/stress/test_input.py \
+	  tests/docs/test_pages.py -rs
 
 faults: $(VENV)/.installed-test  ## kill runs 200 times each, flip every byte of checkpoints, fill disks (minutes; disks need root)
 	ELBOTREE_KILLS=200 ELBOTREE_FLIPS=-1 $(BIN)/python -m pytest tests/stress/test_faults.py -rsP

@@ -6,10 +6,18 @@ estimate has an absolute part that is larger. What depends on numbers that small
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import pytest
+
+_MODULES = {
+    "cluster": "distributed",
+    "plots": "matplotlib",
+    "sklearn": "sklearn",
+}  # of extras not named as what they install
+_INSTALLED = [name for name in os.environ.get("ELBOTREE_EXTRAS", "").split(",") if name]
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +25,17 @@ def arithmetic_raises() -> Iterator[None]:
     """np.errstate(over="raise", divide="raise", invalid="raise") around every test."""
     with np.errstate(over="raise", divide="raise", invalid="raise"):
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that skips for want of an extra fails where ELBOTREE_EXTRAS says that the extra is there (make extras)."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if any(word in reason for name in _INSTALLED for word in (name, _MODULES.get(name, name))):
+            report.outcome, report.longrepr = (
+                "failed",
+                f"{item.nodeid} skipped although its extra is installed: {reason}",
+            )
+    return report

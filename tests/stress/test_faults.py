@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,13 +209,34 @@ def test_a_read_only_disk_is_told_before_the_work(small_disk: Path) -> None:
         run_fit(small_disk, small_disk / "out")
 
 
+@contextlib.contextmanager
+def nobody_special() -> Iterator[None]:
+    """As a user to whom permissions apply, also where the tests are run by root."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
 @posix
 def test_a_folder_without_permission_is_told_before_the_work(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    tmp_path.chmod(0o500)
-    with pytest.raises(et.InputError, match=r"cannot be written: .*: Permission denied; choose another"):
-        run_fit(tmp_path / "state", tmp_path / "out")
+    run_fit(tmp_path / "warm", tmp_path / "out")  # what is imported late is imported now, by who may read it
+    with tempfile.TemporaryDirectory() as place:  # tmp_path is closed to others
+        locked = Path(place) / "locked"
+        locked.mkdir()
+        if os.geteuid() == 0:
+            os.chown(locked, 65534, -1)
+        os.chmod(place, 0o755)
+        locked.chmod(0o500)
+        with (
+            nobody_special(),
+            pytest.raises(et.InputError, match=r"cannot be written: .*: Permission denied; choose another"),
+        ):
+            run_fit(locked / "state", tmp_path / "out")
+        assert list(locked.iterdir()) == []
 
 
 # -- two runs in one folder -------------------------------------------------------------------------------------------
