@@ -226,7 +226,7 @@ class Lattice:
         reach += float(np.abs(self.b_step @ self.law.loadings).max(initial=0.0)) * self.b_modes
         reach = float(2.0 ** np.ceil(np.log2(max(reach, 1e-6))))
         along, *sources = self.law.flat(self.b_step, self.b_modes, reach)
-        return (self.modes[rows] @ across, along, over_n, over_k, self.limits[rows], *sources)
+        return (self.modes[rows] @ across, along, over_n, over_k, self.limits[rows], tuple(sources))
 
     def _gaussian(self, rows: slice) -> tuple[Array, Array]:
         """exp(-omega^T Sigma omega / 2) as a factor over n and one over k."""

@@ -198,19 +198,15 @@ def walk_values(
     over_n: Any,
     over_k: Any,
     limits: Any,
-    start: Any,
-    atoms: Any,
-    masses: Any,
-    poles: Any,
-    rotate: Any,
-    table_row: Any,
-    table_length: Any,
-    table_step: Any,
-    tables: Any,
+    sources: Any,
     base: Any,
     X: Any,
 ) -> None:
-    """X[q, n] = sum_k base[q, n, k] over_n[n] over_k[k] prod_i phi_i(t[n, i] + k along[i]), |k| <= limits[n]."""
+    """X[q, n] = sum_k base[q, n, k] over_n[n] over_k[k] prod_i phi_i(t[n, i] + k along[i]), |k| <= limits[n].
+
+    sources: `LinearLaw.flat` without its first, the phases `along` a unit of k.
+    """
+    start, atoms, masses, poles, rotate, table_row, table_length, table_step, tables = sources
     N, m = t.shape
     K = over_k.shape[0]
     factors, prefix = np.empty((m, 4, K)), np.empty((m + 1, 2, K))
@@ -243,15 +239,7 @@ def walk_moments(
     over_n: Any,
     over_k: Any,
     limits: Any,
-    start: Any,
-    atoms: Any,
-    masses: Any,
-    poles: Any,
-    rotate: Any,
-    table_row: Any,
-    table_length: Any,
-    table_step: Any,
-    tables: Any,
+    sources: Any,
     base: Any,
     X: Any,
     by_source: Any,
@@ -259,6 +247,7 @@ def walk_moments(
 ) -> None:
     """X as in `walk_values`; for the first rows of base, by_source[q, n, i] = sum_k base phi_i' prod_{l != i} phi_l, and
     by_k[q, n] = sum_k k base prod_l phi_l (the Gaussian factor included in all of them)."""
+    start, atoms, masses, poles, rotate, table_row, table_length, table_step, tables = sources
     N, m = t.shape
     K = over_k.shape[0]
     half = K // 2

@@ -413,10 +413,9 @@ class PairLattice:
         furthest = max(abs(self.first), abs(rows - 1 + self.first))
         reach = float((furthest * np.abs(self.A[explicit]) + columns * np.abs(self.B[explicit])).max(initial=0.0))
         reach += float(np.abs(shared.along[explicit]).max(initial=0.0)) * shared.b_modes
-        along, start, atoms, masses, poles, rotate, *tables = self.law.flat(
-            shared.b_step, shared.b_modes, float(2.0 ** np.ceil(np.log2(max(reach, 1e-6))))
-        )
-        rotate = np.ascontiguousarray(rotate[:, :, shared.b_modes - self.reach : shared.b_modes + self.reach + 1])
+        along, *sources = self.law.flat(shared.b_step, shared.b_modes, float(2.0 ** np.ceil(np.log2(max(reach, 1e-6)))))
+        inside = slice(shared.b_modes - self.reach, shared.b_modes + self.reach + 1)
+        sources[4] = np.ascontiguousarray(sources[4][:, :, inside])  # rotations over k
         transform = shared.transform
         pieces, step, length = np.zeros((0, 4)), 1.0, 1.0
         base = np.zeros((0, rows, 0, 0), dtype=np.complex128)
@@ -426,8 +425,8 @@ class PairLattice:
             base = np.ascontiguousarray(self._base(slice(0, rows), powers))
         walk_pair(
             self._noise(), np.nonzero(self.merged)[0], self.A, self.B, shared.weak.coefficients, shared.b_modes - self.reach,
-            self.first, self.limits, self._walked, explicit, along, start, atoms, masses, poles, rotate, *tables, self._phases,
-            pieces, step, length, base, *out,
+            self.first, self.limits, self._walked, explicit, along, tuple(sources), (self._phases, pieces, step, length, base),
+            out,
         )  # fmt: skip
         return out
 

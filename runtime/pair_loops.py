@@ -356,27 +356,15 @@ def _walk_away(
     A: Any,
     B: Any,
     along: Any,
-    start: Any,
-    atoms: Any,
-    masses: Any,
-    poles: Any,
-    rotate: Any,
-    table_row: Any,
-    table_length: Any,
-    table_step: Any,
-    tables: Any,
-    phases: Any,
-    pieces: Any,
-    step: float,
-    length: float,
-    base: Any,
-    X: Any,
-    terms: Any,
-    by_source: Any,
-    by_k: Any,
+    sources: Any,
+    psi: Any,
+    sums: Any,
 ) -> None:
     """`walk_pair` for `count` rows: row `origin` first, its |p| being `first`, then on with |p| growing, in the direction of
     `sign`, in which A is taken too. `moving`: the generators at (first, 0), which step from row to row."""
+    start, atoms, masses, poles, rotate, table_row, table_length, table_step, tables = sources
+    phases, pieces, step, length, base = psi
+    X, terms, by_source, by_k = sums
     order, K = moving.shape[1] - 1, moving.shape[3]
     half, E, powers = K // 2, chosen.shape[0], X.shape[0]
     Q = limits.shape[1] - 1
@@ -474,24 +462,9 @@ def walk_pair(
     walked: Any,
     chosen: Any,
     along: Any,
-    start: Any,
-    atoms: Any,
-    masses: Any,
-    poles: Any,
-    rotate: Any,
-    table_row: Any,
-    table_length: Any,
-    table_step: Any,
-    tables: Any,
-    phases: Any,
-    pieces: Any,
-    step: float,
-    length: float,
-    base: Any,
-    X: Any,
-    terms: Any,
-    by_source: Any,
-    by_k: Any,
+    sources: Any,
+    psi: Any,
+    sums: Any,
 ) -> None:
     """The sums of a pair over k, for its box of modes (p, q), p from `first` on, q = 0, 1, ..
 
@@ -499,10 +472,11 @@ def walk_pair(
     and k; merged: those that are one polynomial, from coefficients (ORDERS, m, ..) of `WeakSources`, the first of the K
     frequencies standing at `begin`; chosen (E,): the others.
     limits (rows, Q+1): how far |k| goes, not growing with q, -1 for modes that are left out; walked (rows, Q+1): 1 for
-    modes that are wanted, else 0. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q; pieces (.., 4)
-    of psi, or base (powers, rows, Q+1, K) where psi is not linear on pieces.
-    X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K) = base_0 phi, by_source (E,
-    rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
+    modes that are wanted, else 0. sources: those of `LinearLaw.flat`.
+    psi = phases, pieces, step, length, base. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q;
+    pieces (.., 4) of psi, or base (powers, rows, Q+1, K) where psi is not linear on pieces.
+    sums = X, terms, by_source, by_k. X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K)
+    = base_0 phi, by_source (E, rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
     """
     S = _polynomial(merged, A, B, coefficients, begin, noise)
     R, rows = noise.shape[0] - 1, limits.shape[0]
@@ -515,10 +489,8 @@ def walk_pair(
             begun = abs(first + origin)
             generators = _generators(S, _differences(R, float(begun), float(sign)), of_q)
             _walk_away(
-                generators, begun, origin, sign, count, limits, walked, chosen, sign * A, B, along, start, atoms, masses,
-                poles, rotate, table_row, table_length, table_step, tables, phases, pieces, step, length, base, X, terms,
-                by_source, by_k,
-            )  # fmt: skip
+                generators, begun, origin, sign, count, limits, walked, chosen, sign * A, B, along, sources, psi, sums
+            )
 
 
 @_entry
