@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -160,21 +161,5 @@ def bounded_memory(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-SMALL: dict[str, Any] = {
-    "format": "elbotree-problem/1",
-    "layer": {"A": [[1.0, 0.2], [0.0, 0.9]], "w": [0.3, -0.6], "u": [0.8, 0.5], "psi": "relu", "threshold": 0.1},
-    "input": {
-        "B": [[1.0, 0.2], [-0.3, 1.1]],
-        "noise_std": 0.5,
-        "priors": [{"kind": "bernoulli", "p": 0.3}, {"kind": "normal", "mean": 0.0, "std": 0.7}],
-    },
-    "model": {
-        "B": [[1.0, 0.1], [0.2, 0.8]],
-        "noise_std": 0.6,
-        "priors": [{"kind": "bernoulli", "p": 0.4}, {"kind": "normal", "mean": 0.0, "std": 1.0}],
-    },
-    "encoder": [
-        {"family": "bernoulli", "C": [[1.5, 0.2]], "bias": [-0.4]},
-        {"family": "normal", "C": [[0.1, 0.7]], "std": 0.5},
-    ],
-}
+# what `elbotree example` prints
+SMALL: dict[str, Any] = json.loads(files("elbotree").joinpath("example.json").read_text(encoding="utf-8"))
