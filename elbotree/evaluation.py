@@ -195,7 +195,9 @@ def _met(
         engine = SpectralExpectations.for_problem(
             problem, tol * sharper, gradient_tol, max_seconds, max_memory, executor, sizes
         )
-        estimates: dict[str, Estimate] = kernels.evaluate(engine, problem, done)
+        means = [kernels.mean(j, q) for j, q in enumerate(problem.encoder)]
+        with engine.under_way(means, problem.model.B.T @ problem.model.B):
+            estimates: dict[str, Estimate] = kernels.evaluate(engine, problem, done)
         worst = max(float(e.error) / (tol * max(1.0, abs(float(e.value)))) for e in estimates.values())
         if worst <= 1.0:
             break

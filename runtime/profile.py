@@ -132,11 +132,13 @@ def best_model(
     """The decoder that minimises the loss for this encoder, sigma2 kept at or above `noise_floor`."""
     means = [kernels.mean(j, q) for j, q in enumerate(encoder)]
     first, second, _ = law.output.f_moments
-    rows = law.of_c_F(means).value
-    M = (rows[:, :-1] - np.outer(rows[:, -1], first)).T
-    s = rows[:, -1]
-    spread = np.array([law.of_c_each(list(kernels.variance(j, q))).value.sum() for j, q in enumerate(encoder)])
-    pairs = law.moments_ss(means, means, weights=np.ones((len(means), len(means)))).value
+    alike = np.ones((len(means), len(means)))
+    with law.under_way(means, alike):
+        rows = law.of_c_F(means).value
+        M = (rows[:, :-1] - np.outer(rows[:, -1], first)).T
+        s = rows[:, -1]
+        spread = np.array([law.of_c_each(list(kernels.variance(j, q))).value.sum() for j, q in enumerate(encoder)])
+        pairs = law.moments_ss(means, means, weights=alike).value
     G = pairs - np.outer(s, s) + np.diag(spread)
     if not (np.isfinite(G).all() and np.isfinite(M).all()):
         raise UnsupportedError(

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +32,7 @@ from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, Term
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.output_law import OutputLaw
+from elbotree.runtime.pair_blocks import Answer
 from elbotree.runtime.pairs import Pairs, PairTerm, Task
 
 Array = NDArray[np.float64]
@@ -104,6 +106,39 @@ class _Products:
         return Estimate.of(value, error)
 
 
+@dataclass
+class _Begun:
+    """E[g_j h_k] for pairs, under way: which pairs are made how, and the answers of those on lattices as they come.
+
+    linear   one of the two is linear in its c
+    of_one   both are functions of one coordinate: with their product
+    known    remembered from before: value, tail, error
+    tiles    on lattices, as `walked` gives their answers; `level`, `lines` and `means` (all are posterior means) are theirs
+    """
+
+    gs: Sequence[Integrand]
+    hs: Sequence[Integrand]
+    weights: Array | None
+    symmetric: bool
+    importance: Array
+    linear_g: list[tuple[float, ...] | None]
+    linear_h: list[tuple[float, ...] | None]
+    linear: list[Task] = field(default_factory=list)
+    of_one: list[tuple[int, int, float, Integrand]] = field(default_factory=list)
+    known: list[tuple[int, int, float, float, float]] = field(default_factory=list)
+    means: bool = False
+    level: int = 0
+    lines: tuple[Array, Array, Array] | None = None
+    tiles: list[list[Task]] = field(default_factory=list)
+    walked: Iterator[tuple[Sequence[PairTerm], Answer]] = field(default_factory=lambda: iter(()))
+
+    def serves(self, gs: Sequence[Integrand], hs: Sequence[Integrand], weights: Array | None) -> bool:
+        """Whether these are the posterior means that were begun, with the same weights."""
+        means = all(_both_means(g, h) for g, h in zip(gs, hs, strict=False))
+        same = means and _labels(gs) == _labels(hs) == _labels(self.gs)
+        return same and weights is not None and np.array_equal(weights, self.weights)  # type: ignore[arg-type]
+
+
 class SpectralExpectations:
     """The engine of `Expectations` that works in frequency space.
 
@@ -157,6 +192,7 @@ class SpectralExpectations:
         self._sizes: dict[tuple[int, int], tuple[Integrand, float]] = {}
         self._mean_pairs: dict[tuple[str, str, int], tuple[float, float, float, float]] = {}
         self._mean_level = 1
+        self._begun: _Begun | None = None
 
     @classmethod
     def for_problem(
@@ -454,15 +490,36 @@ class SpectralExpectations:
         part of a gradient and meets its tolerance."""
         return self._products(gs, hs, weights).estimate()
 
+    @contextmanager
+    def under_way(self, means: Sequence[Integrand], weights: Array) -> Iterator[None]:
+        """Pairs of posterior means that will be asked for inside, with these weights (`of_cc`, `moments_ss`): an executor walks
+        them from now on, while this process makes sums over single features. They are given up where the context ends first."""
+        with ExitStack() as walks:
+            self._begun = self._begin(means, means, weights, walks)
+            try:
+                yield
+            finally:
+                self._begun = None
+
     def _products(self, gs: Sequence[Integrand], hs: Sequence[Integrand], weights: Array | None) -> _Products:
         """E[g_j(c_j) h_k(c_k)] for all pairs that the weights ask for.
 
         Pairs of posterior means (the integrands labelled s[j], of which an encoder has one each) are remembered, so that
         T3, the decoder's closed form and the gradient share them.
         """
+        begun = self._begun
+        if begun is not None and begun.serves(gs, hs, weights):
+            self._begun = None
+            return self._finish(begun)
+        with ExitStack() as walks:
+            return self._finish(self._begin(gs, hs, weights, walks))
+
+    def _begin(
+        self, gs: Sequence[Integrand], hs: Sequence[Integrand], weights: Array | None, walks: ExitStack
+    ) -> _Begun:
+        """Sort the pairs by how they are made, and hand out those that need lattices."""
         a, b = len(gs), len(hs)
-        symmetric = gs is hs or [g.label for g in gs] == [h.label for h in hs] == [f"s[{g.feature}]" for g in gs]
-        out = _Products(np.zeros((a, b)), np.zeros((a, b)), np.zeros((a, b)), symmetric)
+        symmetric = gs is hs or _labels(gs) == _labels(hs) == [f"s[{g.feature}]" for g in gs]
         importance = np.ones((a, b)) if weights is None else np.abs(weights)
         if symmetric:
             importance = 0.5 * (importance + importance.T)
@@ -472,61 +529,74 @@ class SpectralExpectations:
         share = whole / min(float(pairs), 3 * pairs**0.5) / (2.0 if symmetric else 1.0)
         linear_g = [self._polynomial(g, 1) for g in gs]
         linear_h = linear_g if symmetric else [self._polynomial(h, 1) for h in hs]
-        rows_g = self._linear_rows(gs, linear_h)
-        rows_h = rows_g if symmetric else self._linear_rows(hs, linear_g)
+        begun = _Begun(gs, hs, weights, symmetric, importance, linear_g, linear_h)
         on_lattices: list[Task] = []
+        for j in range(a):
+            for k in range(j if symmetric else 0, b):
+                if importance[j, k] == 0.0:
+                    continue
+                tol = min(share / importance[j, k], 0.5)
+                if linear_h[k] is not None or linear_g[j] is not None:
+                    begun.linear.append((j, k, tol))
+                elif (both := self._of_one(gs[j], hs[k])) is not None:
+                    begun.of_one.append((j, k, tol, both))
+                else:
+                    on_lattices.append((j, k, tol))
+        if not on_lattices:
+            return begun
+        begun.level = level = self._pair_level(gs, hs, on_lattices)
+        begun.means = all(_both_means(gs[j], hs[k]) for j, k, _ in on_lattices)
+        if begun.means:
+            begun.level = level = self._mean_level = max(level, self._mean_level)
+        begun.lines = self._lines(gs, hs, on_lattices, level, symmetric)
+        waiting = []
+        for j, k, tol in on_lattices:
+            known = self._mean_pairs.get((gs[j].label, hs[k].label, level)) if begun.means else None
+            if known is not None and known[0] <= 1.0001 * tol:
+                begun.known.append((j, k, *known[1:]))
+            else:
+                waiting.append((j, k, tol))
+
+        def terms(tasks: Sequence[Task]) -> list[PairTerm]:
+            return [self.pairs.term(gs[j], hs[k], tol, level) for j, k, tol in tasks]
+
+        self._check_cost(level, terms(_spread(waiting)), len(waiting))
+        begun.tiles = self.pairs.tiles(gs, hs, waiting)
+        begun.walked = walks.enter_context(self.pairs.walked(level, map(terms, begun.tiles)))
+        return begun
+
+    def _finish(self, begun: _Begun) -> _Products:
+        """What single features give of the pairs, and then the answers of those that were handed out."""
+        gs, hs, symmetric = begun.gs, begun.hs, begun.symmetric
+        shape = len(gs), len(hs)
+        out = _Products(np.zeros(shape), np.zeros(shape), np.zeros(shape), symmetric)
 
         def record(j: int, k: int, value: float, tail: float, error: float) -> None:
             for at in {(j, k), (k, j)} if symmetric else {(j, k)}:
                 out.values[at], out.tails[at], out.errors[at] = value, tail, error
 
-        for j in range(a):
-            for k in range(j if symmetric else 0, b):
-                if importance[j, k] == 0.0:
-                    continue
-                g, h = gs[j], hs[k]
-                tol = min(share / importance[j, k], 0.5)
-                if linear_h[k] is not None:
-                    value, error = self._with_linear(rows_g[j], h, linear_h[k])
-                    record(j, k, value, error, 0.0)
-                elif linear_g[j] is not None:
-                    value, error = self._with_linear(rows_h[k], g, linear_g[j])
-                    record(j, k, value, error, 0.0)
-                elif (both := self._of_one(g, h)) is not None:
-                    value, error = self._term(both, tol).value()
-                    record(j, k, value, error, 0.0)
-                else:
-                    on_lattices.append((j, k, tol))
-        if on_lattices:
-            level = self._pair_level(gs, hs, on_lattices)
-            means = all(_both_means(gs[j], hs[k]) for j, k, _ in on_lattices)
-            if means:
-                level = self._mean_level = max(level, self._mean_level)
-            lines = self._lines(gs, hs, on_lattices, level, symmetric)
-            waiting = []
-            for j, k, tol in on_lattices:
-                known = self._mean_pairs.get((gs[j].label, hs[k].label, level)) if means else None
-                if known is not None and known[0] <= 1.0001 * tol:
-                    record(j, k, *known[1:])
-                else:
-                    waiting.append((j, k, tol))
-
-            def terms(tasks: Sequence[Task]) -> list[PairTerm]:
-                return [self.pairs.term(gs[j], hs[k], tol, level) for j, k, tol in tasks]
-
-            self._check_cost(level, terms(_spread(waiting)), len(waiting))
-            tiles = self.pairs.tiles(gs, hs, waiting)
-            with self.pairs.walked(level, map(terms, tiles)) as walked:
-                # single functions meanwhile, where others walk the pairs
-                out.lines = self._meet(*lines, gs, hs, importance if weights is None else weights, symmetric)
-                for tile, (made, answer) in zip(tiles, walked, strict=True):
-                    errors = answer.errors + [term.dropped for term in made]
-                    for (j, k, tol), term, value, error in zip(
-                        tile, made, answer.values.tolist(), errors.tolist(), strict=True
-                    ):
-                        record(j, k, value, term.tail, error)
-                        if means:
-                            self._mean_pairs[gs[j].label, hs[k].label, level] = (tol, value, term.tail, error)
+        rows_g = self._linear_rows(gs, begun.linear_h)
+        rows_h = rows_g if symmetric else self._linear_rows(hs, begun.linear_g)
+        for j, k, _ in begun.linear:
+            row, g, line = rows_g[j], hs[k], begun.linear_h[k]
+            if line is None:
+                row, g, line = rows_h[k], gs[j], begun.linear_g[j]
+            record(j, k, *self._with_linear(row, g, line), 0.0)
+        for j, k, tol, both in begun.of_one:
+            record(j, k, *self._term(both, tol).value(), 0.0)
+        for known in begun.known:
+            record(*known)
+        if begun.lines is not None:
+            weights = begun.importance if begun.weights is None else begun.weights
+            out.lines = self._meet(*begun.lines, gs, hs, weights, symmetric)
+        for tile, (made, answer) in zip(begun.tiles, begun.walked, strict=True):
+            errors = answer.errors + [term.dropped for term in made]
+            for (j, k, tol), term, value, error in zip(
+                tile, made, answer.values.tolist(), errors.tolist(), strict=True
+            ):
+                record(j, k, value, term.tail, error)
+                if begun.means:
+                    self._mean_pairs[gs[j].label, hs[k].label, begun.level] = (tol, value, term.tail, error)
         return out
 
     def _of_one(self, g: Integrand, h: Integrand) -> Integrand | None:
@@ -728,6 +798,10 @@ def _holding(g: Callable[..., Array], which: int, at: float | None) -> Callable[
         return g(*both)
 
     return held
+
+
+def _labels(gs: Sequence[Integrand]) -> list[str]:
+    return [g.label for g in gs]
 
 
 def _both_means(g: Integrand, h: Integrand) -> bool:

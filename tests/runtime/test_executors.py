@@ -254,6 +254,23 @@ def test_blocks_do_not_depend_on_who_walks_them() -> None:
     assert len(shapes[0]) == 6  # six features, two a side
 
 
+@pytest.mark.parametrize("work", [lambda executor: et.evaluate(problem(), tol=1e-3, executor=executor), training])
+def test_pairs_are_out_before_this_process_turns_to_single_features(
+    work: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, out_by_then = Inline(), list[int]()
+    original = SpectralExpectations._term
+
+    def counting(self: Any, *args: Any) -> Any:
+        out_by_then.append(len(jobs.jobs))
+        return original(self, *args)
+
+    monkeypatch.setattr(SpectralExpectations, "_term", counting)
+    work(executor=jobs)
+    assert out_by_then
+    assert min(out_by_then) > 0
+
+
 # ------------------------------------------------------------------ what goes wrong
 
 
@@ -345,15 +362,16 @@ def test_work_that_is_interrupted_leaves_no_jobs_behind(monkeypatch: pytest.Monk
             self.held.append(Future())
             return self.held[-1]
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SpectralExpectations, "_meet", interrupted)
-    holding = Holding()
-    with pytest.raises(KeyboardInterrupt):
-        et.evaluate(problem(), tol=1e-3, executor=holding)
-    assert len(holding.held) == 6
-    assert all(future.cancelled() for future in holding.held)
+    for name in ("_meet", "of_c"):  # once pairs are asked for, and while they are under way ahead of that
+        monkeypatch.setattr(SpectralExpectations, name, interrupted)
+        holding = Holding()
+        with pytest.raises(KeyboardInterrupt):
+            et.evaluate(problem(), tol=1e-3, executor=holding)
+        assert len(holding.held) == 6
+        assert all(future.cancelled() for future in holding.held)
 
 
 def test_an_executor_that_is_silent_is_told_of(
