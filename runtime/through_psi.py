@@ -523,6 +523,13 @@ class _Panels:
         if shared:
             for w, v, axis in zip(middle, c, y, strict=True):
                 base = base / (v + 1j * axis) if w.half_line else base
+
+        def sizes_of(factor: NDArray[np.complex128]) -> tuple[float, Array, float]:
+            """sum |f|, sum |f| |y_a| for every a, and what rounded inputs may move the sum by."""
+            size = np.abs(factor)
+            return float(size.sum()), np.abs(y) @ size, moved_by(size, c, y, made.blur)
+
+        same = sizes_of(base) if shared else None  # phases do not change them
         scale = made.level + _edges(middle, c)
         values, noise, drift = np.empty(len(at)), 0.0, 0.0
         for j, ready in enumerate(boxes):
@@ -536,10 +543,11 @@ class _Panels:
             lift = math.exp(min(max(above, -700.0), 300.0))
             values[j] = factor.real.sum() * lift
             reach = np.array([max(abs(w.low), 0.0 if w.half_line else abs(w.high)) for w in ready]) + made.turns
-            turns = 16 + 2 * law.loadings.shape[1] ** 0.5 + reach @ np.abs(y)
-            noise = max(noise, EPS * lift * float(np.abs(factor) @ turns))
+            whole, turned, moved = same or sizes_of(factor)
+            turns = (16 + 2 * law.loadings.shape[1] ** 0.5) * whole + float(reach @ turned)
+            noise = max(noise, EPS * lift * turns)
             noise = max(noise, EPS * abs(values[j]) * (made.kappa + float(np.abs(c) @ reach)))
-            noise = max(noise, lift * moved_by(np.abs(factor), c, y, made.blur))
+            noise = max(noise, lift * moved)
             drift = max(drift, above)
         widths = sum(w.log_transform(float(v))[0] for w, v in zip(middle, c, strict=True)) - _edges(middle, c)
         truncation = scale + math.log(made.truncation + 1e-300) + widths
