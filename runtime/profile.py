@@ -169,7 +169,12 @@ def _solved(G: Array, right: Array) -> Array:
 
 
 class EncoderCoordinates:
-    """The encoder as one flat vector: rows of C in whitened coordinates of x2, biases at E x2, logs of the parameters."""
+    """The encoder as one flat vector: rows of C in whitened coordinates of x2, biases at E x2, logs of the parameters.
+
+    A tilted posterior base(beta) exp(c beta - lambda beta^2 / 2) is written about the middle m of its base's points (its mean
+    where the base has a density): as base(beta) exp((c - lambda m) beta - lambda ((beta - m)^2 - m^2) / 2), so that the bias is
+    that of c - lambda m, and log lambda changes the width alone. On two points lambda then changes nothing and is left out.
+    """
 
     def __init__(self, encoder: Encoder, mean: Array, covariance: Array) -> None:
         self.template = list(encoder)
@@ -177,28 +182,28 @@ class EncoderCoordinates:
         values, vectors = np.linalg.eigh(covariance)
         root = np.sqrt(np.maximum(values, 1e-8 * values.max()))
         self.root, self.inverse = (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+        self.middles = [_middle(q) for q in self.template]
+        self.moving = [_moving(q) for q in self.template]
 
     def pack(self, encoder: Encoder) -> Array:
         parts: list[Array] = []
-        for q in encoder:
-            parts += [
-                (q.C @ self.root).ravel(),
-                q.bias + q.C @ self.mean,
-                np.log(np.array(list(q.parameters.values()))),
-            ]
+        for q, middle, names in zip(encoder, self.middles, self.moving, strict=True):
+            bias = q.bias + q.C @ self.mean - q.parameters.get("precision", 0.0) * middle
+            parts += [(q.C @ self.root).ravel(), bias, np.log(np.array([q.parameters[name] for name in names]))]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def unpack(self, x: Array) -> Encoder:
         out, at = [], 0
-        for q in self.template:
+        for q, middle, names in zip(self.template, self.middles, self.moving, strict=True):
             t, n = q.C.shape
             C = x[at : at + t * n].reshape(t, n) @ self.inverse
             at += t * n
-            bias = x[at : at + t] - C @ self.mean
+            about = x[at : at + t]
             at += t
-            values = np.exp(x[at : at + len(q.parameters)])
-            at += len(q.parameters)
-            parameters = dict(zip(q.parameters, map(float, values), strict=True))
+            values = np.exp(x[at : at + len(names)])
+            at += len(names)
+            parameters = {**q.parameters, **dict(zip(names, map(float, values), strict=True))}
+            bias = about - C @ self.mean + parameters.get("precision", 0.0) * middle
             out.append(Posterior(q.family, C, bias, parameters=parameters, base=q.base))
         return Encoder(out)
 
@@ -207,10 +212,27 @@ class EncoderCoordinates:
     ) -> Array:
         """The gradient in the flat vector from the gradients in C, bias and the posteriors' own parameters."""
         parts: list[Array] = []
-        for q, dC, db, dp in zip(encoder, C, bias, own, strict=True):
+        for q, middle, names, dC, db, dp in zip(encoder, self.middles, self.moving, C, bias, own, strict=True):
             inner = (dC - np.outer(db, self.mean)) @ self.inverse
-            parts += [inner.ravel(), db, np.array([dp[name] * value for name, value in q.parameters.items()])]
+            slopes = {**dp, **({"precision": dp["precision"] + middle * float(db[0])} if q.family == "tilted" else {})}
+            parts += [inner.ravel(), db, np.array([slopes[name] * q.parameters[name] for name in names])]
         return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _middle(q: Posterior) -> float:
+    """What a tilted posterior is written about; 0 for the other families."""
+    if q.family != "tilted" or q.base is None:
+        return 0.0
+    if isinstance(q.base, Discrete | Bernoulli):
+        points = q.base.atoms[0]
+        return 0.5 * float(np.min(points) + np.max(points))
+    return q.base.mean()
+
+
+def _moving(q: Posterior) -> list[str]:
+    """The names of the parameters that are coordinates."""
+    two_points = q.family == "tilted" and isinstance(q.base, Discrete | Bernoulli) and len(q.base.atoms[0]) <= 2
+    return [name for name in q.parameters if not (two_points and name == "precision")]
 
 
 class ProfileObjective:
@@ -259,7 +281,13 @@ class ProfileObjective:
 
     def _problem(self, encoder: Encoder) -> tuple[SpectralExpectations, Problem]:
         law = SpectralExpectations(
-            self.layer, self.p1, encoder, tol=self.tol * 0.3, gradient_tol=10 * self.tol, executor=self.executor
+            self.layer,
+            self.p1,
+            encoder,
+            tol=self.tol * 0.3,
+            gradient_tol=10 * self.tol,
+            executor=self.executor,
+            often=True,
         )
         return law, Problem(self.layer, self.p1, best_model(law, self.kernels, encoder, self.floor), encoder)
 

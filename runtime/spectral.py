@@ -40,6 +40,7 @@ Array = NDArray[np.float64]
 _COMPILE_FROM = (
     400_000  # pairs times sources times digits cubed: n = 8 is below at any tolerance, n = 16 at tol 1e-4 above
 )
+_OFTEN = 200  # from how many times less work on loops are compiled in training
 _TAIL_SHARE = 0.003  # of tol, for the mass outside a coordinate's range: bounds on tails are looser than those on modes
 
 _log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class SpectralExpectations:
         executor: walks them instead, in its own threads or processes; the bits are the same
         gradient_tol: the same for the sums that carry F = (f, 1); given, gradients will be asked for, and the sums of a
             pair are made for value and gradient at once. Left out, it is tol
-
+        often: many engines of this size follow, as in training, so that compiled loops pay from less work on
         max_seconds, max_memory: estimates of the pairs' time (s; of an executor's workers together) and memory (bytes a
             process) beyond which CostError is raised before they are begun
 
@@ -171,6 +172,7 @@ class SpectralExpectations:
         max_seconds: float | None = None,
         max_memory: float | None = None,
         executor: Executor | None = None,
+        often: bool = False,
     ) -> None:
         self.output = OutputLaw(layer, p1, tol)
         self.encoder, self.tol = encoder, float(tol)
@@ -180,7 +182,7 @@ class SpectralExpectations:
         self.w = layer.w
         # compiled loops pay from a certain amount of work on; a rule by size, not by time, gives the same bits every time
         size = len(encoder) ** 2 * len(self.output.lattice_law.priors) * np.log10(1 / self.pair_tol) ** 3
-        self._compiled = bool(size > (_COMPILE_FROM if gradient_tol is None else _COMPILE_FROM / 6))
+        self._compiled = bool(size > _COMPILE_FROM / (_OFTEN if often else 1 if gradient_tol is None else 6))
         threads = threads or os.cpu_count() or 1
         self.pairs = Pairs(self.output, encoder, self._compiled, gradient_tol is not None, threads, executor)
         self._coordinates: dict[tuple[int, int], Coordinate] = {}

@@ -96,6 +96,13 @@ def objective() -> tuple[ProfileObjective, np.ndarray]:
             et.Posterior("bernoulli", rng.standard_normal((1, 3)), [0.1]),
             et.Posterior("tilted", rng.standard_normal((1, 3)), [0.2], precision=1.5, base=Bernoulli(0.3)),
             et.Posterior("normal", rng.standard_normal((1, 3)), [0.0], std=0.6),
+            et.Posterior(
+                "tilted",
+                rng.standard_normal((1, 3)),
+                [-0.3],
+                precision=0.9,
+                base=Discrete((0.0, 1.0, 2.5), (0.5, 0.3, 0.2)),
+            ),
         ]
     )
     law = SpectralExpectations(layer, p1, encoder, tol=1e-8)
@@ -111,11 +118,23 @@ def test_flat_coordinates_round_trip() -> None:
     np.testing.assert_allclose(made.coordinates.pack(made.coordinates.unpack(x)), x, rtol=1e-12, atol=1e-12)
 
 
+def test_the_precision_of_a_posterior_on_two_points_is_no_coordinate() -> None:
+    """It shifts the log odds like the bias, by -precision / 2; on three points it is one, and the odds of the ends stay."""
+    made, x = objective()
+    encoder = made.coordinates.unpack(x)
+    assert encoder[1].precision == 1.5
+    moved = made.coordinates.unpack(x + 0.7 * np.eye(len(x))[17])[3]
+    assert moved.precision == pytest.approx(0.9 * np.exp(0.7))
+    for q in (encoder[3], moved):  # log Q(2.5) - log Q(0) without the base's masses
+        assert 2.5 * q.bias[0] - 0.5 * q.precision * 2.5**2 == pytest.approx(2.5 * -0.3 - 0.5 * 0.9 * 2.5**2)
+
+
 def test_gradient_of_the_profile_loss_is_the_partial_gradient() -> None:
     """The envelope theorem: central differences of the loss, decoder and priors minimised anew at every point."""
     made, x = objective()
     gradient = made.jac(x)
-    for i in (0, 3, 5, 8, 9, 12, 13):
+    assert len(x) == 18  # rows and biases of four features, a deviation, the precision of the base on three points
+    for i in (0, 3, 5, 7, 8, 9, 12, 13, 16, 17):
         step = np.zeros_like(x)
         step[i] = 1e-3
         ahead, behind = made.fun(x + step), made.fun(x - step)
