@@ -1,24 +1,27 @@
 """Executors: what two processes gain, and a model of many, fed by what is measured here.
 
     python -m benchmarks.executors                    one thread, threads, and two processes on n = 32
+    python -m benchmarks.executors --gradient         the same for loss and gradient together
     python -m benchmarks.executors --model 16,32,64   block times and bytes at these sizes, and what follows for a cluster
 
-`one thread` runs the same blocks one after the other in this process. Of two processes the first evaluation carries the law and
-compiles nothing that is cached; the repeated one finds the law where it is. Each time is the least of `--repeats`.
+`one thread` is this process alone, everything in order, without an executor. Of two processes the first evaluation carries the
+law and compiles nothing that is cached; the repeated one finds the law where it is. The three ways take turns, so that what else
+the machine does meets all alike; of each the least and the median of `--repeats` are printed.
 
-The model takes from each measured size the seconds of a pair in a worker, the seconds that this process spends on a pair
-(cutting series, making blocks, taking in answers) and on a feature (sums over single features), and the bytes of a feature, of an
-answer and of the law. These follow power laws in n through the two largest sizes. On c cores an evaluation takes the longest
-of three things that go on at once, and then the single features:
+The model takes from each measured size the seconds of a pair and of a single feature's lattice in a worker, the seconds that
+this process spends on a pair (cutting series, making blocks, taking in answers) and on a feature (its range, its series), and
+the bytes of a feature in a block, of a pair's answer, of a single feature's sums and of the law. These follow power laws in n
+through the two largest sizes. On c cores an evaluation takes the longest of three things that go on at once:
 
-    workers     seconds of all pairs / c, and one block more, the last one
-    this side   seconds a pair here x pairs, and seconds a task x blocks
-    network     bytes of blocks and answers / bandwidth
+    workers     seconds of all pairs and lattices / c, and one block more, the last one
+    this side   seconds a pair here x pairs, seconds a feature here x features, and seconds a task x tasks
+    network     bytes of blocks, sums and answers / bandwidth
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pickle
 import platform
@@ -26,13 +29,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 import elbotree as et
-from benchmarks.speed import best_time
 from benchmarks.workload import problem
+from elbotree.runtime import spectral
+from elbotree.runtime.pair_blocks import Block
+from elbotree.runtime.single_blocks import Single
 
 BANDWIDTH = 1e9  # bytes a second out of one machine: a network of 10 Gbit/s
 
@@ -58,19 +65,22 @@ class OneThread(Executor):
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one size: seconds a pair in a worker, a pair here, a feature here; bytes a feature, a pair's answer, the law."""
+    """Of one size: seconds of a pair and of a single feature, in a worker and here; bytes of a feature in a block, of a pair's
+    answer, of a single feature's sums, of the law."""
 
     n: int
     pair: float
-    here: float
+    pair_here: float
     single: float
+    single_here: float
     feature_bytes: float
     answer_bytes: float
+    sums_bytes: float
     law_bytes: float
 
 
 def measure(n: int, tol: float, repeats: int) -> Measured:
-    """One evaluation of the benchmark problem, block by block, in seconds of this process, so that others matter less."""
+    """One evaluation of the benchmark problem, job by job, in seconds of this process, so that others matter less."""
     p = problem(n)
     tried = []
     for _ in range(repeats + 1):  # the first one fills caches
@@ -81,20 +91,24 @@ def measure(n: int, tol: float, repeats: int) -> Measured:
         share = (values["T3"].seconds or 0.0) / (values.seconds or 1.0)
         tried.append((whole, whole * share, worker))
     whole, pairs_lap, worker = min(tried[1:], key=lambda one: one[0])
-    pairs = sum(job.block.asked for job in worker.jobs)
-    plain = [len(pickle.dumps(job.__class__(**{**vars(job), "law": None}))) for job in worker.jobs]
-    axes = sum(len(job.block.axes) for job in worker.jobs)
-    answers = sum(len(pickle.dumps(answer)) for answer in worker.answers)
-    law = max((len(pickle.dumps(job.law)) for job in worker.jobs if job.law is not None), default=0)
-    inside = sum(worker.seconds)
+    done = list(zip(worker.jobs, worker.answers, worker.seconds, strict=True))
+    of_pairs = [one for one in done if isinstance(one[0].block, Block)]
+    of_single = [one for one in done if isinstance(one[0].block, Single)]
+    pairs = sum(job.block.asked for job, _, _ in of_pairs)
+    in_pairs, in_single = (sum(seconds for _, _, seconds in some) for some in (of_pairs, of_single))
+    plain = sum(len(pickle.dumps(dataclasses.replace(job, law=None))) for job, _, _ in of_pairs)
+    axes = sum(len(job.block.axes) for job, _, _ in of_pairs)
+    answers, sums = (sum(len(pickle.dumps(answer)) for _, answer, _ in some) for some in (of_pairs, of_single))
     return Measured(
         n,
-        inside / pairs,
-        (pairs_lap - inside) / pairs,
-        (whole - pairs_lap) / n,
-        sum(plain) / axes,
+        in_pairs / pairs,
+        (pairs_lap - in_pairs) / pairs,
+        in_single / n,
+        (whole - pairs_lap - in_single) / n,
+        plain / axes,
         answers / pairs,
-        law,
+        sums / n,
+        max((len(pickle.dumps(job.law)) for job in worker.jobs if job.law is not None), default=0),
     )
 
 
@@ -131,45 +145,53 @@ def model(found: Sequence[Measured], task: float, n: int, cores: int) -> dict[st
 
     side, blocks = blocks_of(n)
     pairs = n * (n + 1) / 2
-    travelling = blocks * 2 * side * at("feature_bytes") + pairs * at("answer_bytes")
+    travelling = blocks * 2 * side * at("feature_bytes") + pairs * at("answer_bytes") + n * at("sums_bytes")
+    away, here = pairs * at("pair") + n * at("single"), pairs * at("pair_here") + n * at("single_here")
+    tasks = (blocks + 2 * n) * task  # each feature's sums go out twice: without f, and with it
     parts = {
-        "workers": pairs * at("pair") / cores + side**2 * at("pair"),
-        "this side": pairs * at("here") + blocks * task,
+        "workers": away / cores + side**2 * at("pair"),
+        "this side": here + tasks,
         "network": travelling / BANDWIDTH,
     }
-    serial = pairs * (at("pair") + at("here")) + n * at("single")
     return {
         **parts,
-        "singles": n * at("single"),
-        "whole": max(parts.values()) + n * at("single"),
-        "serial": serial,
+        "pairs here": pairs * at("pair_here"),
+        "singles here": n * at("single_here"),
+        "whole": max(parts.values()),
+        "serial": away + here,
         "law once": cores * at("law_bytes") / BANDWIDTH,
     }
 
 
-def two_processes(n: int, tol: float, repeats: int) -> None:
+def two_processes(n: int, tol: float, repeats: int, gradient: bool) -> None:
     """Print what one thread, the threads of this process, and two processes take."""
     p = problem(n)
-    values = {}
+    values, times = set(), dict[str, list[float]]()
 
-    def run(name: str, executor: Executor | None) -> Callable[[], None]:
-        def once() -> None:
-            values[name] = et.evaluate(p, tol=tol, executor=executor)["L"].value
+    def run(name: str, executor: Executor | None, threads: int | None = None) -> None:
+        # how many threads there are is not for callers of `evaluate` to say
+        with mock.patch("os.cpu_count", return_value=threads or os.cpu_count()):
+            begun = time.perf_counter()
+            found = (
+                et.gradient(p, tol=tol, executor=executor) if gradient else et.evaluate(p, tol=tol, executor=executor)
+            )
+            times.setdefault(name, []).append(time.perf_counter() - begun)
+        values.add((found.values if gradient else found)["L"].value)
 
-        return once
-
-    run("warm", None)()
-    one = best_time(run("one thread", OneThread()), repeats)
-    print(f"n = {n}, tol {tol:g}, load {os.getloadavg()[0]:.1f}")
-    print(f"{'one thread':<28} {one:8.3f} s")
-    threads = best_time(run("threads", None), repeats)
-    print(f"{'threads of this process':<28} {threads:8.3f} s {one / threads:6.2f}x")
+    run("not counted: caches fill", None)
     with ProcessPoolExecutor(2) as pool:
-        first = best_time(run("first", pool), 1)
-        again = best_time(run("again", pool), repeats)
-    print(f"{'two processes, first':<28} {first:8.3f} s {one / first:6.2f}x")
-    print(f"{'two processes, repeated':<28} {again:8.3f} s {one / again:6.2f}x")
-    print(f"the same bits: {len(set(values.values())) == 1}")
+        run("two processes, first", pool)
+        for _ in range(repeats):
+            run("one thread", None, 1)
+            run("two threads", None, 2)
+            run("two processes", pool)
+    one = times["one thread"]
+    print(f"n = {n}, tol {tol:g}{', with gradient' if gradient else ''}, load {os.getloadavg()[0]:.1f}")
+    print(f"{'seconds':<28} {'least':>8} {'median':>8} {'gain of least':>14} {'of median':>10}")
+    for name in ("one thread", "two threads", "two processes, first", "two processes"):
+        least, middle = min(times[name]), median(times[name])
+        print(f"{name:<28} {least:8.3f} {middle:8.3f} {min(one) / least:14.2f} {median(one) / middle:10.2f}")
+    print(f"the same bits: {len(values) == 1}", flush=True)
 
 
 def main() -> None:
@@ -177,39 +199,37 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="n = m1 = m2 of the comparison")
     parser.add_argument("--tol", type=float, default=1e-6)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gradient", action="store_true", help="compare loss and gradient together")
     parser.add_argument(
         "--model", metavar="SIZES", help="measure these sizes, separated by commas, and print the model"
     )
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
     if options.model is None:
-        two_processes(options.size, options.tol, options.repeats)
+        two_processes(options.size, options.tol, options.repeats, options.gradient)
         return
+    spectral._WORTH = 0.0  # so that lattices of single features are seen apart
     found = [measure(int(n), options.tol, options.repeats) for n in options.model.split(",")]
     task = task_seconds()
     print(f"tol {options.tol:g}; a task costs {1e6 * task:.0f} us here; bandwidth {BANDWIDTH:.0e} B/s")
-    print(
-        f"{'n':>5} {'pair, us':>9} {'here, us':>9} {'single, ms':>11} {'B a feature':>12} {'B an answer':>12} {'law, B':>10}"
+    columns = (
+        ("pair", 1e6, "us"),
+        ("pair_here", 1e6, "us"),
+        ("single", 1e3, "ms"),
+        ("single_here", 1e3, "ms"),
+        *((name, 1.0, "") for name in ("feature_bytes", "answer_bytes", "sums_bytes", "law_bytes")),
     )
+    print("    n" + "".join(f" {name + (', ' + unit if unit else ''):>15}" for name, _, unit in columns))
     for m in found:
-        print(
-            f"{m.n:5d} {1e6 * m.pair:9.0f} {1e6 * m.here:9.0f} {1e3 * m.single:11.2f} {m.feature_bytes:12.0f} "
-            f"{m.answer_bytes:12.0f} {m.law_bytes:10.0f}"
-        )
-    print(f"{'n':>5} {'cores':>6} {'serial, s':>10} {'whole, s':>9} {'gain':>7} {'limited by':>12} ", end="")
-    print(f"{'workers':>8} {'this side':>10} {'network':>8} {'singles':>8} {'law once, s':>12}")
+        print(f"{m.n:5d}" + "".join(f" {scale * getattr(m, name):15.4g}" for name, scale, _ in columns))
+    shown = "serial", "whole", "workers", "this side", "pairs here", "singles here", "network", "law once"
+    print("    n  cores" + "".join(f" {name:>12}" for name in shown) + "    gain  limited by")
     for n in (32, 128, 512, 1024):
         for cores in (2, 10, 100, 1000):
             parts = model(found, task, n, cores)
-            limits = {name: parts[name] for name in ("workers", "this side", "network")}
-            worst = max(limits, key=lambda name: limits[name])
-            if parts["singles"] > limits[worst]:
-                worst = "singles"
-            print(
-                f"{n:5d} {cores:6d} {parts['serial']:10.1f} {parts['whole']:9.2f} {parts['serial'] / parts['whole']:7.1f} "
-                f"{worst:>12} {parts['workers']:8.2f} {parts['this side']:10.2f} {parts['network']:8.2f} "
-                f"{parts['singles']:8.2f} {parts['law once']:12.2f}"
-            )
+            worst = max(("workers", "this side", "network"), key=lambda name: parts[name])
+            gain = parts["serial"] / parts["whole"]
+            print(f"{n:5d} {cores:6d}" + "".join(f" {parts[name]:12.2f}" for name in shown) + f" {gain:7.1f}  {worst}")
 
 
 if __name__ == "__main__":

@@ -197,6 +197,7 @@ def _met(
         )
         means = [kernels.mean(j, q) for j, q in enumerate(problem.encoder)]
         with engine.under_way(means, problem.model.B.T @ problem.model.B):
+            done("T3")
             estimates: dict[str, Estimate] = kernels.evaluate(engine, problem, done)
         worst = max(float(e.error) / (tol * max(1.0, abs(float(e.value)))) for e in estimates.values())
         if worst <= 1.0:

@@ -120,10 +120,16 @@ class LinearLaw:
         """The law of T y + shift."""
         return LinearLaw(T @ self.mean + shift, T @ self.loadings, self.priors, T @ self.noise @ T.T)
 
-    def covariance(self) -> Array:
-        """Cov(y), (n, n)."""
+    @cached_property
+    def _covariance(self) -> Array:
         variances = np.array([p.variance() for p in self.priors]).reshape(-1)
-        return np.asarray(self.noise + (self.loadings * variances) @ self.loadings.T)
+        made = np.asarray(self.noise + (self.loadings * variances) @ self.loadings.T)
+        made.flags.writeable = False
+        return made
+
+    def covariance(self) -> Array:
+        """Cov(y), (n, n); read only."""
+        return self._covariance
 
     def cumulant_generating(self, v: Array, s: Array) -> Array:
         """K(s) = log E exp(s <v, y - mean>) for real s, +inf outside its domain; s of any shape."""

@@ -1,9 +1,10 @@
-"""Who walks blocks of pairs: threads of this process, or any `concurrent.futures` executor.
+"""Who walks blocks of pairs: threads of this process, or any `concurrent.futures` executor, which takes single features too.
 
 Blocks go out as they are made and answers come back in the order of the blocks, whoever is done first: what is made of them does
-not depend on how many workers there are. To an executor the law travels with the first blocks only; a worker that does
-not know it (it joined late, or was started anew) says so, and gets it with the next one. A task that fails is tried again; an
-executor that is lost ends the work with an `ExecutorError`.
+not depend on how many workers there are. Single features that nobody has taken up when this process wants them it takes back,
+the last ones first. To an executor the law travels with the first blocks only; a worker that does not know it (it joined late,
+or was started anew) says so, and gets it with the next one. A task that fails is tried again; an executor that is lost, or
+that is known to have no workers for too long, ends the work with an `ExecutorError`.
 """
 
 from __future__ import annotations
@@ -17,21 +18,27 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from threading import Lock
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar, cast
 
 from elbotree.runtime.errors import ElbotreeError, ExecutorError, InputError
-from elbotree.runtime.pair_blocks import KEPT_BYTES, Answer, Block, LawData, Workbench
-from elbotree.runtime.pair_lattices import BLaw
+from elbotree.runtime.frames import Sums
+from elbotree.runtime.pair_blocks import KEPT_BYTES, Answer, Block, BuiltLaw, LawData, Workbench
+from elbotree.runtime.single_blocks import Single
 
 _AHEAD = 4096  # blocks that are out at once
 _CARRYING = 16  # of the first blocks under a law that carry it, until one is answered
 _TRIES = 3  # of a task that raises
 _PAUSE = 0.02  # seconds before a worker that does not know the law answers, so that it does not empty the queue
 _QUIET = 60.0  # seconds without an answer that are worth a word
+_LOOK = 5.0  # seconds between looks at how many workers there are, while no answer comes
+_PATIENCE = 300.0  # seconds without a worker after which the work is given up
+PATIENCE = "ELBOTREE_WORKER_TIMEOUT"
+"""The environment variable that sets these seconds."""
 _LAWS = 4  # that a worker remembers
 _BENCHES = 4  # workbenches that a worker keeps, the newest ones
 
@@ -73,6 +80,13 @@ class Crew(Protocol):
         ...
 
     def walk(self, law: Handle, blocks: Iterator[Block]) -> Walk: ...
+    def singles(
+        self, law: LawData, singles: Iterator[Single]
+    ) -> AbstractContextManager[Iterator[tuple[int, Sums | None]]]:
+        """Single features, each by its number with its sums, in any order; None for one that this process is to make meanwhile.
+        Those that do not come up are made when they are read."""
+        ...
+
     def forecast(self, law: Handle, block: Block, vectors: bool) -> tuple[float, float]: ...
 
 
@@ -88,6 +102,13 @@ class Threads:
 
     def walk(self, law: Handle, blocks: Iterator[Block]) -> Walk:
         return _InThreads(law.bench, blocks, self.workers)
+
+    def singles(
+        self, law: LawData, singles: Iterator[Single]
+    ) -> AbstractContextManager[Iterator[tuple[int, Sums | None]]]:
+        for _ in singles:  # each is found out about, and made when it is read
+            pass
+        return nullcontext(iter(()))
 
     def forecast(self, law: Handle, block: Block, vectors: bool) -> tuple[float, float]:
         return law.bench.forecast(block, vectors)
@@ -131,13 +152,14 @@ class _InThreads:
 
 @dataclass(frozen=True)
 class Job:
-    """What travels to a worker: a block, or one to be forecast (`vectors` says for what), and the law where it may be new."""
+    """What travels to a worker: a block of pairs, one to be forecast (`vectors` says for what), or a single feature; and the law
+    where it may be new."""
 
     version: str
     owner: str
     key: str
     law: LawData | None
-    block: Block
+    block: Block | Single
     vectors: bool | None = None
 
 
@@ -148,21 +170,24 @@ class Unknown:
     worker: str
 
 
-_laws: OrderedDict[str, BLaw] = OrderedDict()
+_laws: OrderedDict[str, BuiltLaw] = OrderedDict()
 _benches: OrderedDict[tuple[str, str], Workbench] = OrderedDict()
 _lock = Lock()
 
 
-def work(job: Job) -> Answer | Unknown | tuple[float, float]:
+def work(job: Job) -> Answer | Sums | Unknown | tuple[float, float]:
     """What a worker does with a job. Raises ExecutorError where its version of elbotree is another."""
     if job.version != version():
         raise ExecutorError(
             f"a worker has elbotree {version()}, and this process {job.version}; install the same version for both"
         )
-    bench = _bench(job)
-    if bench is None:
+    law = _law(job)
+    if law is None:
         time.sleep(_PAUSE)
         return Unknown(f"{socket.gethostname()}:{os.getpid()}")
+    if isinstance(job.block, Single):
+        return job.block.made(law)
+    bench = _bench(job, law)
     if job.vectors is not None:
         return bench.forecast(job.block, job.vectors)
     with _lock:
@@ -172,24 +197,32 @@ def work(job: Job) -> Answer | Unknown | tuple[float, float]:
     return bench.work(job.block, KEPT_BYTES - others)
 
 
-def _bench(job: Job) -> Workbench | None:
-    """The workbench of a job's engine and law; None where the law is not known."""
-    at = job.owner, job.key
+def _law(job: Job) -> BuiltLaw | None:
+    """The law of a job; None where it is not known."""
     with _lock:
-        if at in _benches:
-            _benches.move_to_end(at)
-            return _benches[at]
         law = _laws.get(job.key)
     if law is None:
         if job.law is None:
             return None
         law = job.law.built()
     with _lock:
-        _laws[job.key] = law
+        law = _laws.setdefault(job.key, law)
         _laws.move_to_end(job.key)
         while len(_laws) > _LAWS:
             _laws.popitem(last=False)
-        bench = _benches.setdefault(at, Workbench(law))
+    return law
+
+
+def _bench(job: Job, law: BuiltLaw) -> Workbench:
+    """The workbench of a job's engine and law."""
+    at = job.owner, job.key
+    with _lock:
+        bench = _benches.get(at)
+    if bench is None:
+        bench = Workbench(law.pairs)
+    with _lock:
+        bench = _benches.setdefault(at, bench)
+        _benches.move_to_end(at)
         while len(_benches) > _BENCHES:
             _benches.popitem(last=False)
     return bench
@@ -225,7 +258,12 @@ class Elsewhere:
         self._carried = _carried.setdefault(executor, {})
 
     def walk(self, law: Handle, blocks: Iterator[Block]) -> Walk:
-        return _Sent(self._executor, self._carried, law, blocks)
+        return _Pairs(self._executor, self._carried, law.owner, law.data, blocks)
+
+    def singles(
+        self, law: LawData, singles: Iterator[Single]
+    ) -> AbstractContextManager[Iterator[tuple[int, Sums | None]]]:
+        return _Singles(self._executor, self._carried, "", law, singles)
 
     def forecast(self, law: Handle, block: Block, vectors: bool) -> tuple[float, float]:
         job = Job(version(), law.owner, law.data.key, law.data, block, vectors)
@@ -250,44 +288,55 @@ def lost(executor: Executor, error: BaseException, done: int) -> ExecutorError:
     )
 
 
-class _Sent:
-    """Blocks at an executor."""
+Asked = TypeVar("Asked", Block, Single)
+Found = TypeVar("Found", Answer, Sums)
 
-    def __init__(self, executor: Executor, carried: dict[str, int], law: Handle, blocks: Iterator[Block]) -> None:
-        self._executor, self._carried, self._law, self._blocks = executor, carried, law, blocks
+
+def patience() -> float:
+    """Seconds without a worker after which work is given up. Raises InputError where `PATIENCE` is no positive number."""
+    text = os.environ.get(PATIENCE, str(_PATIENCE))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise InputError(f"{PATIENCE} is {text!r}; it must be a positive number of seconds, such as 300")
+    return seconds
+
+
+def workers_of(executor: Executor) -> int | None:
+    """How many workers there are, of an executor that can say so: Dask's, whose workers may come and go."""
+    client = getattr(executor, "_client", None)
+    if client is None or not hasattr(client, "nthreads"):
+        return None
+    try:
+        return len(client.nthreads())
+    except Exception:  # whatever a lost connection raises: the blocks' futures will say so
+        return None
+
+
+class _Sent(Generic[Asked, Found]):
+    """Work at an executor: what is out, and what became of it."""
+
+    def __init__(
+        self, executor: Executor, carried: dict[str, int], owner: str, law: LawData, blocks: Iterator[Asked]
+    ) -> None:
+        self._executor, self._carried, self._owner, self._law = executor, carried, owner, law
+        self._blocks: Iterator[Asked] = blocks
         self._done: queue.SimpleQueue[Future[object]] = queue.SimpleQueue()
         self._out: dict[Future[object], int] = {}
-        self._waiting: dict[int, Block] = {}
+        self._waiting: dict[int, Asked] = {}
         self._tries: dict[int, int] = {}
         self._owed: dict[int, str] = {}  # blocks that carry the law to a worker that asked
         self._numbers = count()
         self._answered = 0
-
-    def __enter__(self) -> Self:
-        self._fill()
-        return self
+        self._patience = patience()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for future in self._out:
             future.cancel()
-
-    def __iter__(self) -> Iterator[Answer]:
-        early: dict[int, Answer] = {}
-        following = 0
-        while self._out:
-            number, answer = self._next()
-            if answer is None:
-                continue
-            del self._waiting[number]
-            early[number] = answer
-            self._carried[self._law.data.key] = _CARRYING  # it has arrived
-            self._answered += 1
-            self._fill()
-            while following in early:
-                yield early.pop(following)
-                following += 1
 
     def _fill(self) -> None:
         while len(self._out) < _AHEAD:
@@ -296,13 +345,13 @@ class _Sent:
                 return
             number = next(self._numbers)
             self._waiting[number] = block
-            key = self._law.data.key
+            key = self._law.key
             self._carried[key] = self._carried.get(key, 0) + 1
             self._send(number, self._carried[key] <= _CARRYING)
 
     def _send(self, number: int, carry: bool) -> None:
-        law = self._law.data
-        job = Job(version(), self._law.owner, law.key, law if carry else None, self._waiting[number])
+        law = self._law
+        job = Job(version(), self._owner, law.key, law if carry else None, self._waiting[number])
         try:
             future: Future[object] = self._executor.submit(work, job)
         except Exception as error:  # it is broken, or was shut down
@@ -310,20 +359,48 @@ class _Sent:
         self._out[future] = number
         future.add_done_callback(self._done.put)
 
-    def _next(self) -> tuple[int, Answer | None]:
-        """The next block that is done, with its answer; None where it had to be sent again."""
+    def _taken_back(self) -> int | None:
+        """The last of the blocks that nobody has begun, which is no longer out; None where all are begun."""
+        for future, number in reversed(self._out.items()):
+            if future.cancel():
+                del self._out[future], self._waiting[number]
+                return number
+        return None
+
+    def _ready(self) -> Future[object] | None:
+        """One that is done, if there is one."""
+        while not self._done.empty():
+            future = self._done.get()
+            if future in self._out:  # and was not taken back
+                return future
+        return None
+
+    def _awaited(self) -> Future[object]:
+        """The next one that is done, with a word where none is for long. Raises ExecutorError where there are no workers."""
+        since = told = time.monotonic()
+        alone: float | None = None
         while True:
             try:
-                future = self._done.get(timeout=_QUIET)
-                break
+                future = self._done.get(timeout=min(_QUIET, _LOOK, self._patience))
             except queue.Empty:
-                _log.warning(
-                    "no block of pairs came back from %s for %g s; %d are out, %d are done",
-                    type(self._executor).__name__,
-                    _QUIET,
-                    len(self._out),
-                    self._answered,
-                )
+                now = time.monotonic()
+                name = type(self._executor).__name__
+                if now - told >= _QUIET:
+                    told = now
+                    out, done = len(self._out), self._answered
+                    _log.warning("no answer from %s for %g s; %d are out, %d are done", name, now - since, out, done)
+                alone = None if workers_of(self._executor) != 0 else now if alone is None else alone
+                if alone is not None and now - alone >= self._patience:
+                    reason = TimeoutError(
+                        f"it had no worker for {self._patience:g} s; {PATIENCE} sets how long is waited"
+                    )
+                    raise lost(self._executor, reason, self._answered) from None
+            else:
+                if future in self._out:
+                    return future
+
+    def _answer(self, future: Future[object]) -> tuple[int, Found | None]:
+        """The number and the answer of one that is done; None where it had to be sent again."""
         number = self._out.pop(future)
         worker = self._owed.pop(number, None)
         try:
@@ -344,5 +421,48 @@ class _Sent:
                 self._owed[number] = answer.worker
             self._send(number, carry or worker is not None)
             return number, None
-        assert isinstance(answer, Answer)
-        return number, answer
+        del self._waiting[number]
+        self._carried[self._law.key] = _CARRYING  # it has arrived
+        self._answered += 1
+        return number, cast(Found, answer)
+
+
+class _Pairs(_Sent[Block, Answer]):
+    """Blocks of pairs: their answers in order."""
+
+    def __enter__(self) -> Self:
+        self._fill()
+        return self
+
+    def __iter__(self) -> Iterator[Answer]:
+        early: dict[int, Answer] = {}
+        following = 0
+        while self._out:
+            number, answer = self._answer(self._awaited())
+            if answer is None:
+                continue
+            early[number] = answer
+            self._fill()
+            while following in early:
+                yield early.pop(following)
+                following += 1
+
+
+class _Singles(_Sent[Single, Sums]):
+    """Single features: their sums as they come, the last ones being taken back while none comes."""
+
+    def __enter__(self) -> Iterator[tuple[int, Sums | None]]:
+        self._fill()
+        return self._found()
+
+    def _found(self) -> Iterator[tuple[int, Sums | None]]:
+        while self._out:
+            future = self._ready()
+            if future is None and (back := self._taken_back()) is not None:
+                self._fill()
+                yield back, None
+                continue
+            number, sums = self._answer(future or self._awaited())
+            if sums is not None:
+                self._fill()
+                yield number, sums

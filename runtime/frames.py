@@ -72,8 +72,18 @@ class Axis:
         return Axis(replace(self.coordinate, tails=Tails.of_constant(), shift=(center, center), pieces=()), self.period)
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What of a frame was made in another process: `Frame.sums`."""
+
+    order: int
+    values: ComplexArray
+    vectors: ComplexArray | None
+    along: ComplexArray | None
+
+
 class Frame:
-    """The sums X, Y, Z of one lattice, each made when first asked for."""
+    """The sums X, Y, Z of one lattice, each made when first asked for, or taken from where they were made."""
 
     def __init__(
         self,
@@ -86,7 +96,8 @@ class Frame:
         compiled: bool = False,
     ) -> None:
         self.law, self.transform, self.w = law, transform, w
-        self.modes = modes
+        self.axes, self.modes = axes, modes
+        self._along: dict[bytes, ComplexArray] = {}  # made elsewhere, until they are read
         steps = np.array([a.delta * a.coordinate.v for a in axes])
         parts = [(a.coordinate, a.period.middle) for a in axes]
         table = np.array([[c.center - middle, c.theta, c.kappa] for c, middle in parts])
@@ -140,6 +151,8 @@ class Frame:
 
     def f_along(self, v: Array) -> ComplexArray:
         """E[<f, v> f e^{i <omega_n, c>}], (N, n2)."""
+        if v.tobytes() in self._along:
+            return self._along.pop(v.tobytes())
         X, Y = self._second
         mean, w = self.law.mean, np.zeros_like(self.w) if self.transform is None else self.w
         Z = self.lattice.second_moments(self._base, v)
@@ -147,6 +160,26 @@ class Frame:
         constant = np.multiply.outer(a * X[0] + o * X[1] + Y[0] @ v, mean)
         nonlinear = np.multiply.outer(a * X[1] + o * X[2] + Y[1] @ v, w)
         return np.asarray(constant + nonlinear + a * Y[0] + o * Y[1] + Z)
+
+    def lacks(self, order: int) -> bool:
+        """Whether sums of this order (`sums`) would have to be made."""
+        return order == 2 or not any(name in self.__dict__ for name in ("X", "_first", "_second")[order:])
+
+    def sums(self, order: int, along: Array | None = None) -> Sums:
+        """What has to be made for X (order 0), for `f` too (1), or for `f_along` (2)."""
+        if order == 0:
+            return Sums(order, self.X, None, None)
+        values, vectors = self._first if order == 1 else self._second
+        return Sums(order, values, vectors, None if along is None else self.f_along(along))
+
+    def take(self, sums: Sums, along: Array | None = None) -> None:
+        """Sums that another process has made."""
+        if sums.vectors is None:
+            self.__dict__["X"] = sums.values
+        else:
+            self.__dict__["_first" if sums.order == 1 else "_second"] = sums.values, sums.vectors
+        if along is not None and sums.along is not None:
+            self._along[along.tobytes()] = sums.along
 
 
 @dataclass(frozen=True)
@@ -169,5 +202,6 @@ class Term:
 
     def F(self) -> tuple[Array, float]:
         """E[g F], F = (f, 1), and the error of its last entry."""
+        vector = self.vector(self.frame.f)  # first, since it brings X along
         value, error = self.value()
-        return np.append(self.vector(self.frame.f), value), error
+        return np.append(vector, value), error

@@ -168,13 +168,27 @@ class LawData:
         found.update(repr((self.priors, psi, range_, self.compiled)).encode())
         return found.hexdigest()
 
-    def built(self) -> BLaw:
+    def built(self) -> BuiltLaw:
         """The law itself, to the same bits as where the data came from."""
         law = LinearLaw(self.mean, self.loadings, self.priors, self.noise)  # type: ignore[arg-type]
         transform = None
         if self.psi is not None:
             transform = PsiTransform(self.psi.compiled(), self.bbar, self.lo, self.hi, self.modes, self.tol)
-        return BLaw(law, transform, self.u, self.w, self.compiled)
+        return BuiltLaw(self, law, transform)
+
+
+@dataclass(frozen=True)
+class BuiltLaw:
+    """A law that came as data: for single features, and for pairs, which is made when first asked for."""
+
+    data: LawData
+    linear: LinearLaw
+    transform: PsiTransform | None
+
+    @cached_property
+    def pairs(self) -> BLaw:
+        """What all pairs share."""
+        return BLaw(self.linear, self.transform, self.data.u, self.data.w, self.data.compiled)
 
 
 # ------------------------------------------------------------------ doing it

@@ -32,8 +32,9 @@ from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, Term
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.output_law import OutputLaw
-from elbotree.runtime.pair_blocks import Answer
+from elbotree.runtime.pair_blocks import Answer, LawData
 from elbotree.runtime.pairs import Pairs, PairTerm, Task
+from elbotree.runtime.single_blocks import Single, seconds
 
 Array = NDArray[np.float64]
 
@@ -42,6 +43,7 @@ _COMPILE_FROM = (
 )
 _OFTEN = 200  # from how many times less work on loops are compiled in training
 _TAIL_SHARE = 0.003  # of tol, for the mass outside a coordinate's range: bounds on tails are looser than those on modes
+_WORTH = 2e-3  # seconds that the sums of one feature must take to be handed to an executor
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ class _Begun:
     linear   one of the two is linear in its c
     of_one   both are functions of one coordinate: with their product
     known    remembered from before: value, tail, error
-    tiles    on lattices, as `walked` gives their answers; `level`, `lines` and `means` (all are posterior means) are theirs
+    tiles    of those on lattices the others, as `walked` gives their answers; `level`, and whether all are posterior `means`
     """
 
     gs: Sequence[Integrand]
@@ -129,7 +131,7 @@ class _Begun:
     known: list[tuple[int, int, float, float, float]] = field(default_factory=list)
     means: bool = False
     level: int = 0
-    lines: tuple[Array, Array, Array] | None = None
+    on_lattices: list[Task] = field(default_factory=list)
     tiles: list[list[Task]] = field(default_factory=list)
     walked: Iterator[tuple[Sequence[PairTerm], Answer]] = field(default_factory=lambda: iter(()))
 
@@ -384,19 +386,51 @@ class SpectralExpectations:
         left_out = tol / 4 + double.dropped + self.output.b_error * largest
         return Term(self._frame(axes, double.modes), double.coefficients, left_out)
 
+    def _terms(
+        self, asked: Sequence[tuple[int, Integrand, float]], order: int, along: Array | None = None
+    ) -> list[tuple[int, Term]]:
+        """Each (i, g, tol) as i with its sum, `order` saying what will be read of its frame (`Frame.sums`; `along` by i).
+        Frames that are worth a journey are handed to an executor as they are found, and taken from it."""
+        terms: list[tuple[int, Term]] = []
+        frames: list[tuple[Frame, Array | None]] = []
+        known: set[int] = set()
+
+        def singles() -> Iterator[Single]:
+            for i, g, tol in asked:
+                term = self._term(g, tol)
+                terms.append((i, term))
+                frame, v = term.frame, None if along is None else along[i]
+                if frame.lacks(order) and seconds(frame, order) > _WORTH and (order == 2 or id(frame) not in known):
+                    known.add(id(frame))
+                    frames.append((frame, v))
+                    yield Single.of(frame, order, v)
+
+        with self.pairs.crew.singles(self._law_data, singles()) as found:
+            for number, sums in found:
+                frame, v = frames[number]
+                frame.take(frame.sums(order, v) if sums is None else sums, v)
+        return terms
+
+    @cached_property
+    def _law_data(self) -> LawData:
+        out = self.output
+        return LawData.of(out.lattice_law, out.transform, out.u, out.w, self._compiled)
+
     def of_c_each(self, gs: Sequence[Integrand], *, weights: Array | None = None) -> Estimate:
         """E[g_i(c)] for each i, (len,); weights only say how much each error matters."""
         values, errors = np.zeros(len(gs)), np.zeros(len(gs))
         shares = np.ones(len(gs)) if weights is None else np.abs(weights)
+        on_lattices = []
         for i, g in enumerate(gs):
             if shares[i] == 0.0:
                 continue
-            tol = min(self.tol / (shares[i] * len(gs)), 0.5)
             coefficients = self._polynomial(g, 2)
             if coefficients is not None:
                 values[i], errors[i] = self._moment(g, coefficients)
-                continue
-            values[i], errors[i] = self._term(g, tol).value()
+            else:
+                on_lattices.append((i, g, min(self.tol / (shares[i] * len(gs)), 0.5)))
+        for i, term in self._terms(on_lattices, 0):
+            values[i], errors[i] = term.value()
         return Estimate(values, errors)
 
     def _moment(self, g: Integrand, coefficients: tuple[float, ...]) -> tuple[float, float]:
@@ -426,6 +460,7 @@ class SpectralExpectations:
         n = len(self.w)
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
         first, second, relative = self._moments
+        on_lattices = []
         for i, g in enumerate(gs):
             weight = 1.0 if importance is None else float(importance[i] @ self.output.f_size)
             if weight == 0.0:
@@ -441,7 +476,9 @@ class SpectralExpectations:
                 continue
             scale = max(1.0, float(self.output.f_size.max(initial=0.0)))
             share = max(weight, scale if importance is None else 0.0) * len(gs)
-            values[i], error = self._term(g, min(self.tol / share, 0.5)).F()
+            on_lattices.append((i, g, min(self.tol / share, 0.5)))
+        for i, term in self._terms(on_lattices, 1):
+            values[i], error = term.F()
             errors[i] = error * np.append(self.output.f_size, 1.0)
         return Estimate(values, errors)
 
@@ -453,11 +490,12 @@ class SpectralExpectations:
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
         mu = np.zeros(n) if centre is None else centre
         first, second, relative = self._moments
+        offsets, sizes = along @ mu, np.abs(along) @ (self.output.f_size + np.abs(mu))
+        on_lattices = []
         for i, (g, v) in enumerate(zip(gs, along, strict=True)):
             if not np.any(v):
                 continue
-            size = float(np.abs(v) @ (self.output.f_size + np.abs(mu)))
-            offset = float(v @ mu)
+            size, offset = float(sizes[i]), float(offsets[i])
             coefficients = self._polynomial(g, 0)
             if coefficients is not None:
                 values[i, :n] = coefficients[0] * (second @ v - offset * first)
@@ -465,11 +503,13 @@ class SpectralExpectations:
                 errors[i] = relative * abs(coefficients[0]) * size * np.append(self.output.f_size, 1.0)
                 continue
             scale = size * max(1.0, float(self.output.f_size.max(initial=0.0)))
-            term = self._term(g, min(self.gradient_tol / (scale * len(gs)), 0.5))
+            on_lattices.append((i, g, min(self.gradient_tol / (scale * len(gs)), 0.5)))
+        for i, term in self._terms(on_lattices, 2, along):
+            vector = term.vector(term.frame.f_along(along[i]))  # first, since it brings the others along
             plain, error = term.F()
-            values[i, :n] = term.vector(term.frame.f_along(v)) - offset * plain[:n]
-            values[i, n] = float(v @ plain[:n]) - offset * plain[n]
-            errors[i] = error * size * np.append(self.output.f_size, 1.0)
+            values[i, :n] = vector - offsets[i] * plain[:n]
+            values[i, n] = float(along[i] @ plain[:n]) - offsets[i] * plain[n]
+            errors[i] = error * sizes[i] * np.append(self.output.f_size, 1.0)
         return Estimate(values, errors)
 
     def moments_fs(self, gs: Sequence[Integrand], centre: Array | None = None) -> Estimate:
@@ -550,7 +590,7 @@ class SpectralExpectations:
         begun.means = all(_both_means(gs[j], hs[k]) for j, k, _ in on_lattices)
         if begun.means:
             begun.level = level = self._mean_level = max(level, self._mean_level)
-        begun.lines = self._lines(gs, hs, on_lattices, level, symmetric)
+        begun.on_lattices = on_lattices
         waiting = []
         for j, k, tol in on_lattices:
             known = self._mean_pairs.get((gs[j].label, hs[k].label, level)) if begun.means else None
@@ -562,6 +602,7 @@ class SpectralExpectations:
         def terms(tasks: Sequence[Task]) -> list[PairTerm]:
             return [self.pairs.term(gs[j], hs[k], tol, level) for j, k, tol in tasks]
 
+        # also where nobody wants to know what it costs: the first pair of a function chooses its axis
         self._check_cost(level, terms(_spread(waiting)), len(waiting))
         begun.tiles = self.pairs.tiles(gs, hs, waiting)
         begun.walked = walks.enter_context(self.pairs.walked(level, map(terms, begun.tiles)))
@@ -588,9 +629,11 @@ class SpectralExpectations:
             record(j, k, *self._term(both, tol).value(), 0.0)
         for known in begun.known:
             record(*known)
-        if begun.lines is not None:
+        if begun.on_lattices:
             weights = begun.importance if begun.weights is None else begun.weights
-            out.lines = self._meet(*begun.lines, gs, hs, weights, symmetric)
+            out.lines = self._meet(
+                *self._lines(gs, hs, begun.on_lattices, begun.level, symmetric), gs, hs, weights, symmetric
+            )
         for tile, (made, answer) in zip(begun.tiles, begun.walked, strict=True):
             errors = answer.errors + [term.dropped for term in made]
             for (j, k, tol), term, value, error in zip(

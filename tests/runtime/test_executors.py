@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 
 import elbotree as et
-from elbotree.runtime import executors, pair_lattices
+from elbotree.runtime import executors, pair_lattices, spectral
 from elbotree.runtime.executors import Job
 from elbotree.runtime.pair_blocks import LawData, Workbench
+from elbotree.runtime.single_blocks import Single
 from elbotree.runtime.spectral import SpectralExpectations
 from tests.reference.problems import problem as reference
 
@@ -84,6 +85,15 @@ class Inline(Executor):
         return future
 
 
+@pytest.fixture
+def all_is_worth_a_journey(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single features are handed out however little work they are."""
+    monkeypatch.setattr(spectral, "_WORTH", 0.0)
+
+
+travelling = pytest.mark.usefixtures("all_is_worth_a_journey")
+
+
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Executor]:
     """Two processes that have inherited nothing."""
@@ -94,6 +104,7 @@ def processes() -> Iterator[Executor]:
 # ------------------------------------------------------------------ the same bits
 
 
+@travelling
 @pytest.mark.parametrize("psi", ["relu", "tanh", "identity"])
 def test_processes_give_the_same_bits(psi: str, processes: Executor) -> None:
     expected = bits(problem(psi))
@@ -101,6 +112,7 @@ def test_processes_give_the_same_bits(psi: str, processes: Executor) -> None:
     assert bits(problem(psi), processes) == expected  # by workers that know the law
 
 
+@travelling
 def test_compiled_loops_give_the_same_bits(processes: Executor) -> None:
     """At a size where they are taken, with pairs that need a second lattice."""
     given = problem(n=12)
@@ -111,17 +123,20 @@ def test_compiled_loops_give_the_same_bits(processes: Executor) -> None:
         assert bits(given, threads) == expected
 
 
+@travelling
 @pytest.mark.parametrize("name", ["hardtanh-mixed", "parallel"])
 def test_other_families_priors_and_parallel_rows_give_the_same_bits(name: str, processes: Executor) -> None:
     given = et.Problem.from_dict(reference(name))
     assert bits(given, processes) == bits(given)
 
 
+@travelling
 def test_a_psi_that_was_registered_here_travels_as_its_expression(processes: Executor) -> None:
     et.register_psi("known_here_only", "min(max(b, 0), 1)**2 + tanh(b)/5")
     assert bits(problem("known_here_only"), processes) == bits(problem("known_here_only"))
 
 
+@travelling
 def test_training_gives_the_same_bytes(processes: Executor) -> None:
     here, there = training(), training(executor=processes)
     assert here.problem.to_dict() == there.problem.to_dict()
@@ -159,6 +174,7 @@ def test_loops_give_the_same_bits_compiled_now_and_read_from_the_cache(tmp_path:
 # ------------------------------------------------------------------ whoever makes them
 
 
+@travelling
 def test_workers_that_keep_nothing_make_everything_anew() -> None:
     """As one that was started again, or joined late, for each block: neither law nor lattices."""
 
@@ -196,10 +212,10 @@ def test_a_workbench_keeps_no_more_than_it_may() -> None:
     et.gradient(problem(), tol=1e-4, executor=jobs)
     blocks = [job.block for job in jobs.jobs if job.law is not None]
     law = next(job.law for job in jobs.jobs if job.law is not None)
-    bench = Workbench(law.built())
+    bench = Workbench(law.built().pairs)
     answers = [bench.work(block) for block in blocks]
     whole = bench.bytes
-    small = Workbench(law.built())
+    small = Workbench(law.built().pairs)
     for block, answer in zip(blocks, answers, strict=True):
         again = small.work(block, whole // 3)
         np.testing.assert_array_equal(again.values, answer.values)
@@ -252,6 +268,60 @@ def test_blocks_do_not_depend_on_who_walks_them() -> None:
     shapes = [[[pair for pair, _, _ in job.block.pairs] for job in jobs.jobs] for jobs in two]
     assert shapes[0] == shapes[1]
     assert len(shapes[0]) == 6  # six features, two a side
+
+
+def apart(jobs: Inline) -> list[Single]:
+    return [job.block for job in jobs.jobs if isinstance(job.block, Single)]
+
+
+@travelling
+def test_single_features_are_handed_out_once_each() -> None:
+    jobs, given = Inline(), problem()
+    et.evaluate(given, tol=1e-4, executor=jobs)
+    singles = apart(jobs)
+    features = {single.axes[0].coordinate.v.tobytes() for single in singles}
+    assert len(features) == 6
+    assert {single.order for single in singles} == {0, 1}
+    assert len({(single.axes[0].period, single.order, len(single.modes)) for single in singles}) == len(singles)
+    et.gradient(given, tol=1e-4, executor=jobs)
+    assert 2 in {single.order for single in apart(jobs)}
+
+
+def test_single_features_that_are_little_work_stay_here() -> None:
+    jobs = Inline()
+    et.gradient(problem(), tol=1e-4, executor=jobs)
+    assert jobs.jobs
+    assert not apart(jobs)
+
+
+@travelling
+@pytest.mark.parametrize("begun", [0, 1, 3])
+def test_single_features_that_nobody_takes_up_are_made_here(begun: int) -> None:
+    """So many of each batch are taken up, at the front of the queue; the others are taken back from its end."""
+
+    class Busy(Inline):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = list[Future[Any]]()
+            self.waiting = 0
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if not isinstance(args[0].block, Single):
+                self.waiting = 0
+                return super().submit(fn, *args, **kwargs)
+            future: Future[Any] = Future()
+            self.waiting += 1
+            if self.waiting <= begun:
+                future.set_running_or_notify_cancel()
+                threading.Timer(0.05, lambda: future.set_result(executors.work(args[0]))).start()
+            else:
+                self.left.append(future)
+            return future
+
+    busy = Busy()
+    assert bits(problem(), busy) == bits(problem())
+    assert busy.left
+    assert all(future.cancelled() for future in busy.left)
 
 
 @pytest.mark.parametrize("work", [lambda executor: et.evaluate(problem(), tol=1e-3, executor=executor), training])
@@ -387,7 +457,60 @@ def test_an_executor_that_is_silent_is_told_of(
 
     with caplog.at_level(logging.WARNING, logger="elbotree"):
         et.evaluate(problem(), tol=1e-2, executor=Slow())
-    assert "no block of pairs came back from Slow for 0.05 s; 6 are out, 0 are done" in caplog.text
+    assert "no answer from Slow for 0." in caplog.text
+    assert "; 6 are out, 0 are done" in caplog.text
+
+
+class Client:
+    """As much of Dask's client as is asked for: how many threads each worker has."""
+
+    def __init__(self, *counts: int) -> None:
+        self.counts = list(counts)
+
+    def nthreads(self) -> dict[str, int]:
+        workers = self.counts.pop(0) if len(self.counts) > 1 else self.counts[0]
+        return {f"tcp://worker{i}": 1 for i in range(workers)}
+
+
+class Deserted(Executor):
+    """Jobs wait for workers, of which there are so many, one number after the other."""
+
+    def __init__(self, *counts: int) -> None:
+        self._client = Client(*counts)
+        self.held = list[tuple[Future[Any], Job]]()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.held.append((Future(), args[0]))
+        return self.held[-1][0]
+
+
+def test_work_that_has_no_worker_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(executors, "_LOOK", 0.01)
+    monkeypatch.setenv("ELBOTREE_WORKER_TIMEOUT", "0.2")
+    deserted = Deserted(0)
+    with pytest.raises(et.ExecutorError, match=r"no worker for 0\.2 s; ELBOTREE_WORKER_TIMEOUT sets .* checkpoint"):
+        et.evaluate(problem(), tol=1e-3, executor=deserted)
+    assert all(future.cancelled() for future, _ in deserted.held)
+
+
+def test_workers_that_come_back_in_time_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_LOOK", 0.01)
+    monkeypatch.setenv("ELBOTREE_WORKER_TIMEOUT", "0.3")
+    deserted = Deserted(*[0] * 10, 1, *[0] * 10, 1)  # never long enough without one
+
+    def work() -> None:
+        for future, job in deserted.held:
+            future.set_result(executors.work(job))
+
+    threading.Timer(0.6, work).start()
+    assert et.evaluate(problem(), tol=1e-3, executor=deserted)["L"].value == et.evaluate(problem(), tol=1e-3)["L"].value
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])
+def test_a_timeout_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELBOTREE_WORKER_TIMEOUT", text)
+    with pytest.raises(et.InputError, match=f"ELBOTREE_WORKER_TIMEOUT is '{text}'; it must be a positive number"):
+        et.evaluate(problem(), tol=1e-3, executor=Inline())
 
 
 # ------------------------------------------------------------------ what would be a wrong number
