@@ -25,7 +25,7 @@ from elbotree.runtime.float_range import overflow_told
 from elbotree.runtime.joint import Joint
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.records import read_record
-from elbotree.runtime.storage import CFG, MODEL, ArrayFiles, load_folder, read_json, save_folder
+from elbotree.runtime.storage import CFG, MODEL, load_folder, save_folder
 from elbotree.runtime.training import DEAD, information, loss_terms, pruned, train
 from elbotree.runtime.values import Term, Values
 
@@ -321,43 +321,6 @@ def load(folder: str | Path) -> Fit:
         ) from None
     except InputError as error:
         raise type(error)(f"{place}: {error}") from None
-
-
-def load_problem(source: str | Path) -> Problem:
-    """The problem in a JSON file or in a fit's folder, with psi compiled, so that a wrong one is named."""
-    source = Path(source)
-    problem = load(source).problem if source.is_dir() else Problem.load(source)
-    _compile(problem.layer, source)
-    return problem
-
-
-def _compile(layer: Layer, source: str | Path) -> None:
-    try:
-        _ = layer.activation
-    except InputError as error:
-        raise type(error)(f"{source}: `layer.psi`: {error}") from None
-
-
-def read_layer_and_input(path: str | Path) -> tuple[Layer, FeatureModel]:
-    """The layer and the input model of a problem file in which `model` and `encoder` may be absent."""
-    data = read_json(path)
-    if isinstance(data, dict) and isinstance(data.get("layer"), dict) and not {"model", "encoder"} & set(data):
-        # An empty model keeps the strict reader's checks of everything that is there.
-        n2 = _length(data["layer"].get("w"), Path(path).parent)
-        data = data | {"model": {"B": np.zeros((n2, 0)), "noise_std": 1.0, "priors": []}, "encoder": []}
-    try:
-        problem = Problem.from_dict(data, folder=Path(path).parent)
-    except InputError as error:
-        raise type(error)(f"{path}: {error}") from None
-    _compile(problem.layer, path)
-    return problem.layer, problem.input
-
-
-def _length(w: object, folder: Path) -> int:
-    """How many coordinates the layer's output has; 1 where w cannot tell, for the reader to say what is wrong."""
-    if isinstance(w, Mapping):
-        return max(1, ArrayFiles(folder).array(w, "`layer.w`").size)
-    return max(1, len(w)) if isinstance(w, list) else 1
 
 
 def _extract(part: Any, place: str, arrays: dict[str, Any]) -> Any:

@@ -20,7 +20,8 @@ from elbotree.verbs.screen import Mistake, say, show_table
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @FORMAT
 def sample(source: Path, count: int, which: str | None, seed: int, style: str) -> None:
-    """Draw rows from a law, as CSV without a header, from SOURCE: a problem's JSON file or a folder of a fit or a chain.
+    """Draw rows from a law, as CSV without a header, from SOURCE: a problem's JSON file (`layer`
+    and `input` will do) or a folder of a fit or a chain.
 
     \b
     elbotree sample fitted -n 1000 > rows.csv
@@ -28,9 +29,9 @@ def sample(source: Path, count: int, which: str | None, seed: int, style: str) -
     """
     import numpy as np
 
-    from elbotree.sources import law_of, read_source
+    from elbotree.sources import law_of, read_law_source
 
-    model, layers = law_of(read_source(source), which)
+    model, layers = law_of(read_law_source(source), which)
     rows = model.sample(count, np.random.default_rng(seed))
     for layer in layers:
         rows = layer(rows)
@@ -66,8 +67,8 @@ def tail(
 ) -> None:
     """Probability that a read-out exceeds a threshold, to relative accuracy however rare the event.
 
-    SOURCE is a problem's JSON file, or the folder of a fit or of a chain. Of a chain's last model, the drift is set beside
-    it.
+    SOURCE is a problem's JSON file (`layer` and `input` will do), or the folder of a fit or of a chain. Of a chain's last
+    model, the drift is set beside it.
 
     \b
     elbotree tail problem.json --row 1,0 --above 2.5
@@ -75,10 +76,10 @@ def tail(
     elbotree tail problem.json --row 1,0 --above 2.5 --check-samples 20000
     """
     import elbotree
-    from elbotree.sources import check_row, law_of, one_layer, read_source
+    from elbotree.sources import check_row, law_of, one_layer, read_law_source
 
     v, points = _numbers(row, "--row"), _numbers(above, "--above")
-    found_in = read_source(source)
+    found_in = read_law_source(source)
     model, layers = law_of(found_in, which)
     check_row(v, model, layers)
     law = elbotree.joint(one_layer(layers), model, v) if layers else model.marginal(v)

@@ -134,8 +134,8 @@ def fit(
     elbotree fit network.onnx --input problem.json --check-samples 20000 --out chain
     """
     import elbotree
-    from elbotree.fitting import read_layer_and_input
     from elbotree.runtime.storage import check_writable
+    from elbotree.sources import layer_and_input
 
     if resume and checkpoint is None:
         raise click.UsageError("--resume needs --checkpoint, the folder to go on from.")
@@ -148,7 +148,7 @@ def fit(
             problem, given, method, features, steps, tol, check_samples, out, checkpoint, resume, scheduler, style
         )
         return
-    layer, p1 = read_layer_and_input(problem)
+    layer, p1 = layer_and_input(problem)
     if out is not None:
         check_writable(out)  # before the work, not after it
     history: list[Step] = []

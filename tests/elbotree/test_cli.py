@@ -523,8 +523,24 @@ def test_a_problem_may_come_through_a_pipe(problem_file: Path) -> None:
     known = json.loads(run("evaluate", problem_file, "--tol", "1e-4", "--format", "json").stdout)["terms"]
     assert given == known
     assert len(piped(text, "sample", "-", "-n", "3").stdout.splitlines()) == 3
+    few = ["--features", "1", "--family", "bernoulli", "--tol", "0.1", "--iterations", "1", "--format", "json"]
+    fitted = [json.loads(done.stdout)["terms"] for done in (piped(text, "fit", "-", *few), run("fit", problem_file, *few))]
+    assert fitted[0] == fitted[1]
     one_line_error(piped("{", "evaluate", "-"), 1, "standard input.*not JSON")
     one_line_error(piped(text.replace('"relu"', '"rellu"'), "evaluate", "-"), 1, "standard input: .*relu")
+
+
+def test_laws_need_no_model(problem_file: Path, tmp_path: Path) -> None:
+    whole = json.loads(problem_file.read_text())
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps({key: whole[key] for key in ("format", "layer", "input")}))
+    asked = ["--row", "1,0", "--above", "2,9", "--format", "json"]
+    assert run("tail", bare, *asked).stdout == run("tail", problem_file, *asked).stdout
+    assert run("sample", bare, "--of", "input").stdout == run("sample", problem_file, "--of", "input").stdout
+    one_line_error(run("tail", bare, "--of", "model", *asked), 1, "lacks the key 'model'; ask for --of output")
+    one_line_error(run("evaluate", bare), 1, "lacks the key 'model'")
+    bare.write_text(json.dumps({key: whole[key] for key in ("format", "layer", "input")} | {"model": None}))
+    one_line_error(run("tail", bare, *asked), 1, "lacks the key 'encoder'")
 
 
 def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
