@@ -50,7 +50,9 @@ def train_sae(X: Array, features: int, sparsity: float, steps: int, seed: int = 
 
 def main() -> None:
     """Train, make the input model, save the problem, and compare the laws of the logits."""
-    parser = argparse.ArgumentParser(description="An input model from a sparse auto-encoder on a network's activations.")
+    parser = argparse.ArgumentParser(
+        description="An input model from a sparse auto-encoder on a network's activations."
+    )
     parser.add_argument("--features", type=int, default=32, help="features of the auto-encoder")
     parser.add_argument("--sparsity", type=float, default=0.3, help="weight of the L1 penalty")
     parser.add_argument("--steps", type=int, default=2000, help="steps of Adam")
@@ -95,7 +97,9 @@ def main() -> None:
         mean = float(law.moment(1).value)
         std = float(np.sqrt(float(law.moment(2).value) - mean**2))
         seen, above = logits[:, k], float(law.tail(5.0).value)
-        print(f"{k:5}   {seen.mean():12.2f}  {mean:5.2f}   {seen.std():11.2f}  {std:5.2f}   {(seen > 5).mean():14.3f}  {above:7.3f}")
+        print(
+            f"{k:5}   {seen.mean():12.2f}  {mean:5.2f}   {seen.std():11.2f}  {std:5.2f}   {(seen > 5).mean():14.3f}  {above:7.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -524,7 +524,9 @@ def test_a_problem_may_come_through_a_pipe(problem_file: Path) -> None:
     assert given == known
     assert len(piped(text, "sample", "-", "-n", "3").stdout.splitlines()) == 3
     few = ["--features", "1", "--family", "bernoulli", "--tol", "0.1", "--iterations", "1", "--format", "json"]
-    fitted = [json.loads(done.stdout)["terms"] for done in (piped(text, "fit", "-", *few), run("fit", problem_file, *few))]
+    fitted = [
+        json.loads(done.stdout)["terms"] for done in (piped(text, "fit", "-", *few), run("fit", problem_file, *few))
+    ]
     assert fitted[0] == fitted[1]
     one_line_error(piped("{", "evaluate", "-"), 1, "standard input.*not JSON")
     one_line_error(piped(text.replace('"relu"', '"rellu"'), "evaluate", "-"), 1, "standard input: .*relu")
