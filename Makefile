@@ -24,9 +24,12 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) is older than 3.11; choose another with: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp a set of extras, made anew whenever the project's requirements change.
+# One stamp a set of extras, made anew whenever the project's requirements change. mpi4py is built with the mpicc that is here:
+# wheels know the library of one MPI only.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[$*]'
+	@case ",$*," in *,mpi,*) command -v mpiexec mpicc > /dev/null || { echo "error: the extra mpi needs mpiexec and mpicc;" \
+	  "Debian has them in mpich and libmpich-dev: apt-get install mpich libmpich-dev" >&2; exit 1; };; esac
+	PIP_NO_BINARY=mpi4py $(PIP) install -e '.[$*]'
 	@touch $@
 
 demo: $(VENV)/.installed-sklearn  ## learn a layer of a small digits network and write the report
@@ -35,12 +38,13 @@ demo: $(VENV)/.installed-sklearn  ## learn a layer of a small digits network and
 test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
 	$(BIN)/python -m pytest
 
-# The tests that a machine without the extras skips: here a skip for want of one of them is a failure.
+# The tests that a machine without the extras skips: here a skip for want of one of them is a failure. EXTRAS=mpi is for machines
+# that have an MPI (Debian: apt-get install mpich libmpich-dev); building mpi4py takes some minutes.
 EXTRAS ?= torch,onnx,cluster,plots
+EXTRA_TESTS ?= tests/runtime/test_networks.py tests/runtime/test_torch.py tests/elbotree/test_cluster.py \
+  tests/elbotree/test_cli.py tests/elbotree/test_fitting.py tests/stress/test_input.py tests/docs/test_pages.py
 extras: $(VENV)/.installed-test $(VENV)/.installed-sklearn $(VENV)/.installed-$(EXTRAS)  ## run the tests that need the extras EXTRAS, which may not skip
-	ELBOTREE_EXTRAS=$(EXTRAS) $(BIN)/python -m pytest tests/runtime/test_networks.py tests/runtime/test_torch.py \
-	  tests/elbotree/test_cluster.py tests/elbotree/test_cli.py tests/elbotree/test_fitting.py tests/stress/test_input.py \
-	  tests/docs/test_pages.py -rs
+	ELBOTREE_EXTRAS=$(EXTRAS) $(BIN)/python -m pytest $(EXTRA_TESTS) -rs
 
 faults: $(VENV)/.installed-test  ## kill runs 200 times each, flip every byte of checkpoints, fill disks (minutes; disks need root)
 	ELBOTREE_KILLS=200 ELBOTREE_FLIPS=-1 $(BIN)/python -m pytest tests/stress/test_faults.py -rsP
@@ -65,9 +69,12 @@ audit: $(VENV)/.installed-audit  ## bill of materials (CycloneDX) of an installa
 	@mkdir -p dist
 	$(BIN)/python -m tests.audit $(VENV)-audited/bin/python dist/elbotree.cdx.json
 
-fuzz: $(VENV)/.installed-fuzz  ## bad input: thousands of examples of each property, then fuzzers guided by coverage (half an hour)
-	ELBOTREE_EXAMPLES=50 $(BIN)/python -m pytest tests/stress/test_input.py
-	for way in psi problem arrays folder onnx; do $(BIN)/python -m tests.stress.fuzz $$way --seconds 60 || exit 1; done
+# Half an hour as it stands; FUZZ_EXAMPLES=5 FUZZ_SECONDS=30 takes some minutes.
+FUZZ_EXAMPLES ?= 50
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.installed-fuzz  ## bad input: thousands of examples of each property, then fuzzers guided by coverage
+	ELBOTREE_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/stress/test_input.py
+	for way in psi problem arrays folder onnx; do $(BIN)/python -m tests.stress.fuzz $$way --seconds $(FUZZ_SECONDS) || exit 1; done
 
 browser: $(VENV)/.installed-browser-test  ## test the report in a real browser (needs chromium and its driver)
 	$(BIN)/python -m pytest tests/browser -rs

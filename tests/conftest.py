@@ -7,6 +7,7 @@ estimate has an absolute part that is larger. What depends on numbers that small
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator, Iterator
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 _MODULES = {
     "cluster": "distributed",
+    "mpi": "mpi4py",
     "plots": "matplotlib",
     "sklearn": "sklearn",
 }  # of extras not named as what they install
@@ -33,7 +35,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2]
-        if any(word in reason for name in _INSTALLED for word in (name, _MODULES.get(name, name))):
+        words = [word for name in _INSTALLED for word in (name, _MODULES.get(name, name))]
+        if any(re.search(rf"\b{word}\b", reason) for word in words):
             report.outcome, report.longrepr = (
                 "failed",
                 f"{item.nodeid} skipped although its extra is installed: {reason}",
