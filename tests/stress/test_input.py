@@ -221,9 +221,8 @@ def changed(draw: DrawFn, form: Any, values: list[Any], most: int = 3) -> Any:
         if how == 0 and isinstance(holder, dict):
             del holder[path[-1]]
         elif how == 1 and isinstance(holder, dict):
-            holder[draw(st.sampled_from(["zzz", "A", "std", "precision", "base", "parameters", "bias"]))] = draw(
-                st.sampled_from(values)
-            )
+            name = draw(st.sampled_from(["zzz", "A", "std", "precision", "base", "parameters", "bias"]))
+            holder[name] = copy.deepcopy(draw(st.sampled_from(values)))
         elif how == 2 and isinstance(holder, list):
             holder.append(copy.deepcopy(holder[0]))
         elif how < 8 and isinstance(holder[path[-1]], int | float):
