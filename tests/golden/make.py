@@ -10,8 +10,6 @@ by more than 1e-10 are a change of numerics, which a commit that writes the file
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 
 import elbotree as et
 from tests.reference.problems import problem
+from tests.written import write
 
 TARGET = Path(__file__).parent / "values.json"
 
@@ -85,23 +84,5 @@ VALUES: dict[str, Callable[[], list[float]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--print", action="store_true", dest="shown", help="print instead of writing the file")
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these values alone (with --print)")
-    given = parser.parse_args()
-    text = (
-        json.dumps(
-            {name: compute() for name, compute in VALUES.items() if not given.only or name in given.only}, indent=1
-        )
-        + "\n"
-    )
-    if given.shown:
-        print(text, end="")
-    else:
-        TARGET.write_text(text, encoding="utf-8")
-        print(f"wrote {TARGET.relative_to(Path.cwd())}")
-
-
 if __name__ == "__main__":
-    main()
+    write(__doc__, TARGET, list(VALUES), lambda names: {name: VALUES[name]() for name in names})

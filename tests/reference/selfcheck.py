@@ -8,13 +8,13 @@ Each number is the oracle's at twice its usual resolution; nothing of the packag
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.reference.oracle import reference_terms
 from tests.reference.problems import problem
+from tests.written import write
 
 TARGET = Path(__file__).parents[2] / "elbotree" / "selfcheck.json"
 
@@ -22,24 +22,13 @@ TARGET = Path(__file__).parents[2] / "elbotree" / "selfcheck.json"
 CHOSEN = ("relu", "heaviside-tilted", "two-dimensions", "hardtanh-mixed", "normal-scale", "tilted-continuous")
 
 
-def references() -> list[dict[str, Any]]:
+def references(names: Sequence[str]) -> list[dict[str, Any]]:
     """For each chosen problem its name, the problem, and its terms."""
     return [
         {"name": name, "problem": problem(name), "terms": reference_terms(problem(name), resolution=2.0)}
-        for name in CHOSEN
+        for name in names
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--print", action="store_true", dest="shown", help="print instead of writing the file")
-    text = json.dumps(references(), indent=1, ensure_ascii=False) + "\n"
-    if parser.parse_args().shown:
-        print(text, end="")
-    else:
-        TARGET.write_text(text, encoding="utf-8")
-        print(f"wrote {TARGET.relative_to(Path.cwd())}")
-
-
 if __name__ == "__main__":
-    main()
+    write(__doc__, TARGET, CHOSEN, references)
