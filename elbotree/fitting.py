@@ -26,7 +26,7 @@ from elbotree.runtime.joint import Joint
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.records import read_record
 from elbotree.runtime.storage import CFG, MODEL, load_folder, save_folder
-from elbotree.runtime.training import DEAD, information, loss_terms, pruned, train
+from elbotree.runtime.training import DEAD, information, loss_terms, pruned, random_starts, train
 from elbotree.runtime.values import Term, Values
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def fit(
     iterations: int = 200,
     rounds: int = 4,
     prior: str | Sequence[str] = "parametric",
-    starts: int = 1,
+    starts: int | None = None,
     encoder: Encoder | None = None,
     noise_floor: float | None = None,
     progress: Callable[[Step], None] | None = None,
@@ -198,7 +198,9 @@ def fit(
                      feature's prior (Bernoulli, normal, its own points), "binned" gives it masses on equally spaced points
         starts       how many starts, the best of which is kept (`Fit.starts` reports all): the propagated features, or
                      `encoder`; a pursuit of the least Gaussian directions of f(x1), from the rows of `encoder` where one
-                     is given; then random encoders, the same ones at each call
+                     is given; then random encoders, the same ones at each call. Left out, `encoder` alone where it is
+                     given, else the propagated features and, up to nine features, random encoders (12 for two, 7 for
+                     four, 1 for nine)
         encoder      where to start instead of the propagated features
         noise_floor  the least sigma2 allowed; left out, a thousandth of the output's root mean square deviation, or less
                      where Gaussian noise of full rank bounds the loss. Where f(x1) has no density on R^n2 the loss is
@@ -240,7 +242,8 @@ def fit(
         }
         # L-BFGS's memory in binary, the encoder of each start as text, and the history
         count = features if features is not None else len(p1.priors) + 1
-        largest = count * (2 * layer.n2 + 3) * (8 * 42 + 25 * starts) + 800 * iterations * rounds * (starts + 2)
+        number = starts if starts is not None else 1 + random_starts(count)
+        largest = count * (2 * layer.n2 + 3) * (8 * 42 + 25 * number) + 800 * iterations * rounds * (number + 2)
         place = CheckpointFolder(checkpoint, settings, largest)
     elif resume:
         raise InputError("`resume` needs `checkpoint`, the folder to go on from")
@@ -277,7 +280,7 @@ def fit(
     return Fit(found.problem, values, found.history, found.message, reports, nats, found.noise_floor)
 
 
-def _check_counts(features: int | None, starts: int, iterations: int, rounds: int) -> None:
+def _check_counts(features: int | None, starts: int | None, iterations: int, rounds: int) -> None:
     for name, count, least in (
         ("features", features, 0),
         ("starts", starts, 1),
@@ -287,7 +290,7 @@ def _check_counts(features: int | None, starts: int, iterations: int, rounds: in
         if count is None:
             continue
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            left_out = ", or be left out" if name == "features" else ""
+            left_out = ", or be left out" if name in ("features", "starts") else ""
             raise InputError(f"`{name}` is {count!r}; it must be a whole number, {least} or more{left_out}")
 
 

@@ -27,8 +27,8 @@ from elbotree.runtime.storage import CFG, FolderLock, check_writable, load_folde
 
 Array = NDArray[np.float64]
 
-FORMAT = "elbotree-checkpoint/3"
-_PLAIN = ("tol", "at", "coarse", "leg", "turn", "gained", "elapsed", "message")  # what JSON holds as it is
+FORMAT = "elbotree-checkpoint/4"
+_PLAIN = ("tol", "at", "stage", "waiting", "leg", "turn", "gained", "elapsed", "message")  # what JSON holds as it is
 _SLOTS = ("a", "b")  # written in turns: a save that is cut off leaves the other one whole
 
 
@@ -74,7 +74,9 @@ class Training:
     attempts  every start
     tol       the tolerance of this leg
     at        which start is being trained
-    coarse    whether the starts are still being compared
+    stage     "trial" while each of many starts is tried for a few iterations, "coarse" while the best of them are trained,
+              "fine" for the one that is kept
+    waiting   the starts that this stage has not come to
     leg       number of this leg, from 0; `turn` of the leg among those of this start and tolerance
     gained    the loss at the end of the leg before, at this start and tolerance
     search    L-BFGS; None at the beginning of a leg
@@ -86,7 +88,8 @@ class Training:
     attempts: list[Attempt]
     tol: float
     at: int = 0
-    coarse: bool = True
+    stage: str = "coarse"
+    waiting: list[int] = field(default_factory=list)
     leg: int = 0
     turn: int = 0
     gained: float | None = None

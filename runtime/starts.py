@@ -174,7 +174,7 @@ def random_rows(rows: int, layer: Layer) -> Array:
 def random_encoder(seed: int, like: Encoder, mean: Array, covariance: Array) -> Encoder:
     """Soft posteriors of the same families and bases along random directions: what a start that knows nothing is.
 
-    Each reads d = <r, x2 - E x2> of unit deviation, at a random threshold t between -1/4 and 1: as if beta were observed as
+    Each reads d = <r, x2 - E x2> of unit deviation, at a random threshold t between -1 and 1: as if beta were observed as
     mu + tau (d - t) with noise of variance tau^2 / 2, mu and tau mean and deviation of the base. So a row does not decide at
     once, and two rows may share a direction at different thresholds, which no start by directions alone can do.
     """
@@ -182,7 +182,7 @@ def random_encoder(seed: int, like: Encoder, mean: Array, covariance: Array) -> 
     out = []
     for q in like:
         row = rng.standard_normal(len(mean))
-        row, t = row / np.sqrt(max(float(row @ covariance @ row), 1e-300)), rng.uniform(-0.25, 1.0)
+        row, t = row / np.sqrt(max(float(row @ covariance @ row), 1e-300)), rng.uniform(-1.0, 1.0)
         offset = -float(row @ mean) - t
         if q.family == "tilted":
             assert q.base is not None

@@ -4,7 +4,8 @@ noise and no sample.
 A run is a sequence of legs: one start, one tolerance, one set of bases for the tilted posteriors. A leg ends where the
 gradient promises nothing that the tolerance can tell, or where the loss stalls. After it the learned priors are tried as new
 bases, and kept where the loss falls; then the tolerance is tightened tenfold, down to the one asked for. Of several starts
-each is trained at the first, coarse tolerance, and only the best goes on. Within a leg an accepted step never raises the loss.
+each is trained at the first, coarse tolerance, and only the best goes on; where there are more than three, all are tried for a
+few iterations first, and the best quarter, at least three, is trained. Within a leg an accepted step never raises the loss.
 All that a run remembers stands in a `Training`, so that it can be written down after each step and go on to the same bytes.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elbotree.runtime.checkpoints import Attempt, Step, Training
-from elbotree.runtime.errors import InputError, ToleranceError
+from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.lbfgs import Search, advance
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
@@ -48,13 +49,15 @@ from elbotree.runtime.starts import (
     random_rows,
 )
 
-__all__ = ["DEAD", "Fitted", "Step", "information", "loss_terms", "pruned", "time_left", "train"]
+__all__ = ["DEAD", "Fitted", "Step", "information", "loss_terms", "pruned", "random_starts", "time_left", "train"]
 
 Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 _COARSE = 1e-3  # the tolerance that every start is trained at first
 _SEEN = 0.1  # of tol: what a step must promise to be tried
+_TRIED = 12  # iterations that every one of many starts is tried for, and how many of them at least are trained after it
+_TRAINED = 3
 _PATIENCE = 3  # iterations that together must gain 0.1 tol each, or the loss has stalled
 DEAD = 1e-3  # nats of information about x2 below which a feature is dead
 
@@ -90,7 +93,7 @@ def train(
     tol: float = 1e-4,
     iterations: int = 200,
     rounds: int = 4,
-    starts: int = 1,
+    starts: int | None = 1,
     encoder: Encoder | None = None,
     noise_floor: float | None = None,
     progress: Callable[[Step], None] | None = None,
@@ -110,7 +113,9 @@ def train(
         iterations: bound on the L-BFGS iterations of one leg
         rounds: how many legs at one tolerance: after each the learned priors are tried as bases
         starts: how many starts. The first are the propagated features, or `encoder`; the second is a pursuit of
-            non-Gaussian directions (see `starts`) from the rows of `encoder`, or from random ones; the others are random
+            non-Gaussian directions (see `starts`) from the rows of `encoder`, or from random ones; the others are random.
+            None: `encoder` alone where it is given, else the propagated features and as many random encoders as
+            `random_starts` says for their number
         encoder: where to start instead of the propagated features
         noise_floor: the least sigma2 allowed; left out, `least_noise`
         progress: called with each accepted step
@@ -126,7 +131,8 @@ def train(
     state = resume
     if state is None:
         attempts = _attempts(layer, p1, mean, covariance, features, family, prior, starts, encoder)
-        state = Training(attempts, max(tol, _COARSE))
+        state = Training(attempts, max(tol, _COARSE), stage="coarse" if len(attempts) <= _TRAINED else "trial")
+        state.waiting = list(range(1, len(attempts)))
     keep = checkpoint or (lambda state: None)
     run = _Run(layer, p1, kernels, mean, covariance, floor, tol, iterations, rounds, state, progress, keep, executor)
     while not state.message:
@@ -154,7 +160,7 @@ def _attempts(
     features: int | None,
     family: str | Sequence[str],
     prior: str | Sequence[str],
-    starts: int,
+    starts: int | None,
     encoder: Encoder | None,
 ) -> list[Attempt]:
     """The starts in their order, each with its first encoder."""
@@ -167,14 +173,21 @@ def _attempts(
         count = len(start.priors)
         names, forms = _each("family", family, count, FAMILIES), _each("prior", prior, count, ("parametric", "binned"))
         made.append(Attempt("propagated", first_encoder(_formed(start, forms), mean, covariance, names)))
-    if starts > 1:
+    if starts is not None and starts > 1:
         rows = random_rows(count, layer) if encoder is None else np.array([q.C[0] for q in encoder])
         start = _formed(pursued(layer, p1, rows.reshape(count, layer.n2), names), forms)
         origin = "random rows" if encoder is None else "the encoder's rows"
         made.append(Attempt(f"pursuit from {origin}", first_encoder(start, mean, covariance, names)))
-    for seed in range(1, starts - 1):
+    randoms = starts - 2 if starts is not None else 0 if encoder is not None else random_starts(count)
+    for seed in range(1, randoms + 1):
         made.append(Attempt(f"random encoder {seed}", random_encoder(seed, made[0].encoder, mean, covariance)))
     return made
+
+
+def random_starts(features: int) -> int:
+    """How many random encoders a fit of so many features begins at beside the propagated ones: 12 for one or two, 7 for four, 3
+    for six, 1 for eight or nine, none beyond, where each costs more than it was seen to gain (`benchmarks.training_default`)."""
+    return max(0, min(12, 45 // max(features, 1) - 4))
 
 
 def _each(what: str, given: str | Sequence[str], count: int, known: Sequence[str]) -> list[str]:
@@ -240,11 +253,18 @@ class _Run:
         objective = self._objective(attempt.encoder)
         trial = _Trial(objective)
         if state.search is None:
-            x = objective.x0
-            state.search = Search(x, *objective.fun_and_jac(x))
+            comparing = len(state.attempts) > 1 and state.stage != "fine"
+            answer = trial(objective.x0) if comparing else objective.fun_and_jac(objective.x0)
+            if answer is None:
+                attempt.message = "its loss cannot be evaluated there"
+                self._next_start()
+                self.keep(state)
+                return
+            state.search = Search(objective.x0, *answer)
+        limit = min(self.iterations, _TRIED) if state.stage == "trial" else self.iterations
         count = sum(step.start == state.at and step.leg == state.leg for step in state.history)
         reason = _reason(state.search, self._gains(), state.tol)
-        while not reason and count < self.iterations:
+        while not reason and count < limit:
             started = time.perf_counter()
             found = advance(state.search, trial, _SEEN * state.tol)
             if found is None:
@@ -257,8 +277,10 @@ class _Run:
             self._record(trial, time.perf_counter() - started)
             reason = _reason(state.search, self._gains(), state.tol)
         norm = _norm(state.search.gradient)
-        reason = reason or (
-            f"stopped at the limit of {self.iterations} iterations, gradient norm {norm:.2g}; give more `iterations`"
+        if not reason and limit < self.iterations:
+            reason = f"set aside after {limit} iterations, gradient norm {norm:.2g}"
+        reason = (
+            reason or f"stopped at the limit of {limit} iterations, gradient norm {norm:.2g}; give more `iterations`"
         )
         self._follow(attempt, trial.accepted or objective.problem(state.search.x), reason)
         self.keep(state)
@@ -308,26 +330,43 @@ class _Run:
         worth = state.gained is None or state.gained - search.loss > state.tol
         state.gained = search.loss
         based = _rebased(problem)
-        if worth and state.turn < self.rounds and any(a is not b for a, b in zip(based, problem.encoder, strict=True)):
+        changed = any(a is not b for a, b in zip(based, problem.encoder, strict=True))
+        if worth and changed and state.stage != "trial" and state.turn < self.rounds:
             other = self._objective(based)
             answer = _Trial(other)(other.x0)
             if answer is not None and answer[0] < search.loss:
                 attempt.encoder = based
                 state.search = Search(other.x0, *answer, search.steps, search.changes)
                 return
+        if state.stage != "fine":
+            self._next_start()
+        if state.stage == "fine":
+            self._tighten(search, attempt)
+
+    def _next_start(self) -> None:
+        """On to the start that waits, and where none does, to the next stage with the best ones."""
+        state = self.state
         state.turn, state.gained = 0, None
-        if state.coarse and state.at + 1 < len(state.attempts):
-            state.at += 1
+        if state.waiting:
+            state.at = state.waiting.pop(0)
             return
-        last = state.at
-        if state.coarse:
-            state.coarse = False
-            losses = [math.inf if a.loss is None else a.loss for a in state.attempts]
-            state.at = int(np.argmin(losses))
-            attempt = state.attempts[state.at]
+        ranked = sorted(
+            range(len(state.attempts)), key=lambda i: math.inf if (loss := state.attempts[i].loss) is None else loss
+        )
+        if state.attempts[ranked[0]].loss is None:
+            raise UnsupportedError("the loss cannot be evaluated at any start; give an `encoder` to start from")
+        state.stage = "coarse" if state.stage == "trial" else "fine"
+        going = ranked[: max(_TRAINED, math.ceil(len(ranked) / 4))] if state.stage == "coarse" else ranked[:1]
+        state.at, *state.waiting = [i for i in going if state.attempts[i].loss is not None]
+
+    def _tighten(self, search: Search, trained: Attempt) -> None:
+        """A finer tolerance for the start that is kept, or the end; `trained` is the one that the search was for."""
+        state = self.state
+        state.turn, state.gained = 0, None
+        attempt = state.attempts[state.at]
         if state.tol > self.tol:
             state.tol = self.tol if state.tol < 30 * self.tol else 0.1 * state.tol
-            if attempt is state.attempts[last]:  # the same point and coordinates: L-BFGS keeps its memory
+            if attempt is trained:  # the same point and coordinates: L-BFGS keeps its memory
                 finer = self._objective(attempt.encoder)
                 state.search = Search(search.x, *finer.fun_and_jac(search.x), search.steps, search.changes)
         else:

@@ -76,7 +76,7 @@ def evaluate(
     show_default=True,
     help="Form of the priors of tilted features: parametric or binned, for all or one each, comma-separated.",
 )
-@click.option("--starts", type=int, default=1, show_default=True, help="Starts, the best of which is kept.")
+@click.option("--starts", type=int, help="Starts, the best of which is kept.  [default: by the number of features]")
 @click.option(
     "--tol", type=float, default=1e-4, show_default=True, help="Tolerance of each term at the end of the fit."
 )
@@ -108,7 +108,7 @@ def fit(
     features: int | None,
     family: str,
     prior: str,
-    starts: int,
+    starts: int | None,
     tol: float,
     iterations: int,
     noise_floor: float | None,
@@ -180,9 +180,10 @@ def fit(
     if out is not None:
         fitted.save(out)
         note(f"saved the fit in {out}")
-    if starts > 1:
+    if len(fitted.starts) > 1:
         for start in fitted.starts:
-            note(f"{'kept' if start.kept else '    '}  L = {start.loss:.6f}  {start.name}")
+            reached = "no loss" if start.loss is None else f"L = {start.loss:.6f}"
+            note(f"{'kept' if start.kept else '    '}  {reached}  {start.name}")
     note(fitted.message)
     show_values(fitted.values, style)
 

@@ -26,7 +26,7 @@ from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_
 from elbotree.runtime.spectral import SpectralExpectations
 from elbotree.runtime.starts import binned, binned_samples, pursued, random_encoder
 from elbotree.runtime.storage import MODEL
-from elbotree.runtime.training import _Trial, time_left, train
+from elbotree.runtime.training import _Trial, random_starts, time_left, train
 
 
 def entropy(priors: list[tuple[list[float], list[float]]], std: float) -> float:
@@ -498,6 +498,57 @@ def test_two_features_in_nearly_one_direction_need_a_start_at_two_thresholds() -
     assert more.kept.name.startswith("random encoder")
     entropy, _ = entropy_and_cross_entropy(layer, p1, more.problem.model)
     assert more.terms["L"].value >= entropy - more.terms["L"].error
+
+
+def test_left_to_itself_a_fit_tries_random_encoders_and_trains_the_best() -> None:
+    """At 15 degrees the propagated features lead to 0.97 or more; 0.676 is the best of 40 starts, random ones among them."""
+    t = np.deg2rad(15)
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
+    p1 = et.FeatureModel([[1.0, np.cos(t)], [0.0, np.sin(t)]], [Bernoulli(0.3)] * 2, 0.2)
+    kernels = generate("identity", "tilted")
+    fitted = train(layer, p1, kernels, tol=1e-3, starts=None)
+    assert len(fitted.starts) == 1 + random_starts(2) == 13
+    assert fitted.terms["L"].value == pytest.approx(0.676, abs=3e-3)
+    assert all(start.loss is not None and start.loss > fitted.terms["L"].value - 2e-3 for start in fitted.starts)
+    aside = [start for start in fitted.starts if "set aside after 12 iterations" in start.message]
+    assert len(aside) <= 13 - 4
+    assert all(start.iterations == 12 for start in aside)
+    assert fitted.starts[[s is fitted.kept for s in fitted.starts].index(True)].loss == min(
+        s.loss for s in fitted.starts
+    )
+    given = train(layer, p1, kernels, tol=1e-2, starts=None, encoder=fitted.problem.encoder)
+    assert [start.name for start in given.starts] == ["given"]
+
+
+@pytest.mark.parametrize(
+    ("features", "count"), [(0, 12), (1, 12), (2, 12), (4, 7), (6, 3), (8, 1), (9, 1), (10, 0), (64, 0)]
+)
+def test_the_more_features_the_fewer_starts(features: int, count: int) -> None:
+    assert random_starts(features) == count
+
+
+def test_a_start_that_cannot_be_evaluated_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, p1 = relu_problem()
+    whole, firsts = ProfileObjective.evaluate, []
+
+    def refusing(self: ProfileObjective, x: np.ndarray):  # type: ignore[no-untyped-def]
+        if self.x0 is x and x.tobytes() not in firsts:
+            firsts.append(x.tobytes())
+        if firsts[1:] and x.tobytes() == firsts[1]:
+            raise et.UnsupportedError("made for a test")
+        return whole(self, x)
+
+    monkeypatch.setattr(ProfileObjective, "evaluate", refusing)
+    fitted = train(layer, p1, generate("relu", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2, starts=3)
+    assert [start.loss is None for start in fitted.starts] == [False, True, False]
+    assert "cannot be evaluated" in fitted.starts[1].message
+    monkeypatch.setattr(ProfileObjective, "evaluate", lambda self, x: _no())
+    with pytest.raises(et.UnsupportedError, match="cannot be evaluated at any start; give an `encoder`"):
+        train(layer, p1, generate("relu", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2, starts=2)
+
+
+def _no() -> None:
+    raise et.UnsupportedError("made for a test")
 
 
 def test_a_step_beyond_what_doubles_hold_is_shortened() -> None:

@@ -140,7 +140,7 @@ def state(steps: int) -> Training:
     search = Search(np.array([1 / 3, 0.1]), 1 / 9, np.array([1 / 11, 2.0]), vectors, [v / 3 for v in vectors])
     terms = {"L": 1 / 3, "R1": 0.1}
     history = [Step(i + 1, 1 / (i + 1), 1e-9, 0.1, 0.3, 1e-3, 0.1 * i, 0.1, terms, 1, 4) for i in range(steps)]
-    return Training(attempts, 1e-3, 1, False, 4, 2, 1 / 3, search, history, 0.7)
+    return Training(attempts, 1e-3, 1, "trial", [2], 4, 2, 1 / 3, search, history, 0.7)
 
 
 def test_every_bit_of_a_state_is_kept(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_every_bit_of_a_state_is_kept(tmp_path: Path) -> None:
     assert read.search is not None
     for name in ("x", "gradient", "steps", "changes", "loss"):
         np.testing.assert_array_equal(getattr(read.search, name), getattr(made.search, name))
-    for name in ("tol", "at", "coarse", "leg", "turn", "gained", "history", "elapsed", "message"):
+    for name in ("tol", "at", "stage", "waiting", "leg", "turn", "gained", "history", "elapsed", "message"):
         assert getattr(read, name) == getattr(made, name)
     for ours, theirs in zip(read.attempts, made.attempts, strict=True):
         assert {**vars(ours), "encoder": None} == {**vars(theirs), "encoder": None}
