@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
 from elbotree.evaluation import DEFAULT_TOL, kernels_for
+from elbotree.runtime import encoding
 from elbotree.runtime.arguments import finite_number
+from elbotree.runtime.bounds import Bound, bound_below
 from elbotree.runtime.checkpoints import CheckpointFolder, Step, encoder_form, fingerprint
-from elbotree.runtime.encoding import bound, draw, encode
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.float_range import overflow_told
 from elbotree.runtime.joint import Joint
@@ -63,6 +64,8 @@ class Fit:
     starts       one `StartReport` a start
     information  E K_j of each feature in nats, (m2,): what it tells of x2 (the terms of R1)
     noise_floor  the least sigma2 that was allowed
+    bound        the cross-entropy of the model and the entropy of f(x1), neither of which L may fall below, where they are
+                 computable (`runtime.bounds`); None in folders of before
     """
 
     problem: Problem
@@ -72,6 +75,7 @@ class Fit:
     starts: tuple[StartReport, ...] = ()
     information: tuple[float, ...] = ()
     noise_floor: float = 0.0
+    bound: Bound | None = None
 
     @property
     def model(self) -> FeatureModel:
@@ -85,11 +89,11 @@ class Fit:
 
     def encode(self, x2: ArrayLike) -> tuple[Array, Array]:
         """Posterior means E[beta_j | x2] and variances of the features, (N, m2) each, of rows x2, (N, n2)."""
-        return encode(kernels_for(self.problem.layer, self.encoder), self.problem, x2)
+        return encoding.encode(kernels_for(self.problem.layer, self.encoder), self.problem, x2)
 
     def sample_features(self, x2: ArrayLike, rng: np.random.Generator) -> Array:
         """One draw of the features z2 ~ Q2( . | x2) for each row x2, (N, n2) -> (N, m2); repeat a row for several."""
-        return draw(kernels_for(self.problem.layer, self.encoder), self.problem, x2, rng)
+        return encoding.draw(kernels_for(self.problem.layer, self.encoder), self.problem, x2, rng)
 
     def log_prob_bound(self, x2: ArrayLike) -> Array:
         """The ELBO of each row x2, (N, n2) -> (N,) in nats: a lower bound on log p(x2) under the model.
@@ -97,7 +101,7 @@ class Fit:
         ELBO(x2) = -(sum_j K_j + n2/2 log(2 pi sigma2^2) + (|x2 - mu2 - B2 s|^2 + sum_j H_jj V_j) / (2 sigma2^2)), with K, s, V at
         c_j = C_j x2 + bias_j. L is the mean of -ELBO over x2 = f(x1) (Lemma 2.2).
         """
-        return bound(kernels_for(self.problem.layer, self.encoder), self.problem, x2)
+        return encoding.bound(kernels_for(self.problem.layer, self.encoder), self.problem, x2)
 
     def sample(self, N: int, rng: np.random.Generator) -> Array:
         """N rows of x2 drawn from the model, (N, n2)."""
@@ -127,6 +131,7 @@ class Fit:
             problem=problem,
             values=Values.of(loss_terms(kernels, problem, tol), tol=tol, seconds=self.values.seconds),
             information=tuple(information(kernels, problem, tol).tolist()),
+            bound=bound_below(problem),
             message=f"{self.message}; pruned of {_count(dead)} that died ({names})",
         )
 
@@ -153,6 +158,7 @@ class Fit:
             "starts": [asdict(start) for start in self.starts],
             "information": list(self.information),
             "noise_floor": self.noise_floor,
+            "bound": None if self.bound is None else asdict(self.bound),
             "problem": _extract(self.problem.to_dict(), "", arrays),
         }
         save_folder(folder, cfg, arrays)
@@ -277,7 +283,10 @@ def fit(
     values = Values.of(found.terms, tol=tol, seconds=seconds)
     reports = tuple(StartReport(a.name, a.loss, a.iterations, a.message, a is found.kept) for a in found.starts)
     nats = tuple(float(v) for v in found.information)
-    return Fit(found.problem, values, found.history, found.message, reports, nats, found.noise_floor)
+    bound = bound_below(found.problem)
+    broken = bound.broken_by(values["L"].value, values["L"].error)
+    message = found.message + (f"; {broken}: its error is estimated too small, give another `tol`" if broken else "")
+    return Fit(found.problem, values, found.history, message, reports, nats, found.noise_floor, bound)
 
 
 def _check_counts(features: int | None, starts: int | None, iterations: int, rounds: int) -> None:
@@ -317,6 +326,7 @@ def load(folder: str | Path) -> Fit:
             starts,
             nats,
             finite_number(cfg["noise_floor"], "noise_floor"),
+            None if cfg.get("bound") is None else read_record(Bound, cfg["bound"], "bound"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(

@@ -134,6 +134,7 @@ def fit(
     elbotree fit network.onnx --input problem.json --check-samples 20000 --out chain
     """
     import elbotree
+    from elbotree.runtime.errors import ToleranceError
     from elbotree.runtime.storage import check_writable
     from elbotree.sources import layer_and_input
 
@@ -185,7 +186,12 @@ def fit(
             reached = "no loss" if start.loss is None else f"L = {start.loss:.6f}"
             note(f"{'kept' if start.kept else '    '}  {reached}  {start.name}")
     note(fitted.message)
+    if fitted.bound is not None:
+        note(f"bound: {fitted.bound}")
     show_values(fitted.values, style)
+    loss = fitted.values["L"]
+    if fitted.bound is not None and (broken := fitted.bound.broken_by(loss.value, loss.error)):
+        raise ToleranceError(f"{broken}: its error is estimated too small; give another --tol")
 
 
 def _executor(address: str | None) -> contextlib.AbstractContextManager[Executor | None]:

@@ -249,3 +249,65 @@ def test_progress_tells_the_loss_its_rate_and_the_time_left() -> None:
     assert "s left at this tolerance" in texts[7]
     assert "(+0.0e+00)" in texts[8]  # another leg is not compared with the one before
     assert texts[15].endswith("s left")
+
+
+def layers_with_a_bound() -> list[tuple[et.Layer, et.FeatureModel]]:
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    return [
+        (et.Layer([[1.0]], [0.5], [0.8], "relu"), et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.2)),
+        (
+            et.Layer(turn, [0.3, 0.1], [0.5, 0.4], "tanh"),
+            et.FeatureModel([[1.0, 0.5], [0.0, 0.9]], [et.Bernoulli(0.3)] * 2, 0.3),
+        ),
+        (
+            et.Layer(np.eye(3), np.zeros(3), np.zeros(3), "zero"),
+            et.FeatureModel(np.eye(3), [et.Bernoulli(0.2)] * 3, 0.15),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_each_fit_says_what_its_loss_may_not_fall_below(case: int, tmp_path: Path) -> None:
+    layer, p1 = layers_with_a_bound()[case]
+    fitted = et.fit(layer, p1, layer.n2, "bernoulli", tol=1e-4, starts=1)
+    loss, bound = fitted.values["L"], fitted.bound
+    assert bound is not None
+    assert bound.entropy is not None
+    assert (bound.cross_entropy is None) == (layer.n2 > 2)
+    assert bound.entropy - 1e-6 <= (bound.entropy if bound.cross_entropy is None else bound.cross_entropy)
+    assert bound.broken_by(loss.value, loss.error) == ""
+    assert "lies below" not in fitted.message
+    fitted.save(tmp_path)
+    assert et.load(tmp_path).bound == bound  # type: ignore[union-attr]
+
+
+def test_a_fit_whose_loss_dips_below_the_bound_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Orthonormal features reach their entropy, so that a hundredth of a nat taken off the loss is seen."""
+    import elbotree.fitting as fitting
+    from elbotree.runtime.estimates import Estimate
+
+    layer, p1 = layers_with_a_bound()[2]
+    whole = fitting.train
+
+    def lower(*arguments: Any, **named: Any) -> Any:
+        found = whole(*arguments, **named)
+        loss = found.terms["L"]
+        return replace(found, terms={**found.terms, "L": Estimate(loss.value - 0.01, loss.error)})
+
+    monkeypatch.setattr(fitting, "train", lower)
+    assert "lies below the entropy of f(x1)" in et.fit(layer, p1, 3, "bernoulli", tol=1e-3, starts=1).message
+    problem = {
+        "format": "elbotree-problem/1",
+        "layer": {"A": [[1, 0], [0, 1]], "w": [0, 0], "u": [0, 0], "psi": "zero"},
+        "input": {"B": [[1, 0], [0, 1]], "noise_std": 0.15, "priors": [{"kind": "bernoulli", "p": 0.2}] * 2},
+    }
+    (tmp_path / "p.json").write_text(json.dumps(problem))
+    call = ["fit", str(tmp_path / "p.json"), "--tol", "1e-3", "--starts", "1", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, call)
+    assert done.exit_code == 3
+    assert "lies below" in done.output
+    assert (tmp_path / "out" / "cfg.json").exists()  # saved all the same
+    monkeypatch.setattr(fitting, "train", whole)
+    done = CliRunner().invoke(main, [*call[:-1], str(tmp_path / "again")])
+    assert done.exit_code == 0
+    assert "bound: L >= cross-entropy " in done.output
