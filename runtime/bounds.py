@@ -42,7 +42,8 @@ Array = NDArray[np.float64]
 _ON_LINE = 1e-6  # where densities on a line come from characteristic functions
 _ORTHOGONAL = 1e-10  # the cosine below which two columns count as orthogonal
 _REACH = 9.0  # deviations on either side of a component of a mixture
-_WORK = 3e8  # exponentials that a quadrature in the plane may take
+_STATES = 256  # components that a mixture may have
+_WORK = 3e8  # exponentials that a quadrature may take
 _LINE = 0.5 * math.log(2 * math.pi * math.e)  # the entropy of N(0, 1)
 
 
@@ -228,7 +229,7 @@ class _Normals:
     def of(columns: Array, law: FeatureModel, noise: Array, offset: Array) -> _Normals:
         """columns z + offset + N(0, noise), z as in the law."""
         parts = [_normal_parts(prior) for prior in law.priors]
-        if math.prod(len(part) for part in parts) ** 2 > _WORK:
+        if math.prod(len(part) for part in parts) > _STATES:
             raise UnsupportedError(f"{law.m} features have too many states")
         masses, means, covariances = [], [], []
         for state in itertools.product(*parts):

@@ -25,7 +25,8 @@ Objective = Callable[[Array], tuple[float, Array] | None]
 
 _KEPT = 20  # pairs (s, y)
 _DECREASE, _CURVATURE = 1e-4, 0.9  # c1, c2
-_TRIALS, _REFUSED = 12, 3  # of one line search, and how many may fail before the first success
+_TRIALS = 12  # of one line search
+_REFUSED, _REFUSED_AGAIN = 3, 1  # how many may fail before the first success, along the first direction and the second
 _FIRST = 0.05  # the first step's length, relative to that of x
 
 
@@ -71,7 +72,7 @@ def advance(search: Search, objective: Objective, least: float = 0.0) -> Search 
     if found is None and search.steps:  # what it remembers misleads
         last = slice(-1, None) if len(search.steps) > 1 else slice(0)
         search = Search(search.x, search.loss, search.gradient, search.steps[last], search.changes[last])
-        found = _along(search, search.direction(), objective, least)
+        found = _along(search, search.direction(), objective, least, _REFUSED_AGAIN)
     if found is None:
         return None
     x, loss, gradient = found
@@ -81,7 +82,9 @@ def advance(search: Search, objective: Objective, least: float = 0.0) -> Search 
     return Search(x, loss, gradient, steps[-_KEPT:], changes[-_KEPT:])
 
 
-def _along(search: Search, d: Array, objective: Objective, least: float) -> tuple[Array, float, Array] | None:
+def _along(
+    search: Search, d: Array, objective: Objective, least: float, refused: int = _REFUSED
+) -> tuple[Array, float, Array] | None:
     """The accepted (x, loss, gradient) along d: both conditions met, or the best trial that met the first."""
     slope = float(search.gradient @ d)
     if not slope < 0:
@@ -93,7 +96,7 @@ def _along(search: Search, d: Array, objective: Objective, least: float) -> tupl
     best = None
     for tried in range(_TRIALS):
         promised = -t * slope >= least or not (tried or search.steps)
-        if not promised or (tried == _REFUSED and best is None):
+        if not promised or (tried == refused and best is None):
             break
         x = search.x + t * d
         answer = objective(x)

@@ -55,10 +55,10 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 _COARSE = 1e-3  # the tolerance that every start is trained at first
-_SEEN = 0.1  # of tol: what a step must promise to be tried
+_SEEN = 0.1  # of tol: what a step must promise to be tried, and what it must gain not to count as a stall
 _TRIED = 12  # iterations that every one of many starts is tried for, and how many of them at least are trained after it
 _TRAINED = 3
-_PATIENCE = 3  # iterations that together must gain 0.1 tol each, or the loss has stalled
+_PATIENCE = 3  # steps after which L-BFGS knows enough for its promise to be believed
 DEAD = 1e-3  # nats of information about x2 below which a feature is dead
 
 
@@ -263,7 +263,7 @@ class _Run:
             state.search = Search(objective.x0, *answer)
         limit = min(self.iterations, _TRIED) if state.stage == "trial" else self.iterations
         count = sum(step.start == state.at and step.leg == state.leg for step in state.history)
-        reason = _reason(state.search, self._gains(), state.tol)
+        reason = _reason(state.search, self._gains(), state.tol, state.tol > self.tol)
         while not reason and count < limit:
             started = time.perf_counter()
             found = advance(state.search, trial, _SEEN * state.tol)
@@ -275,7 +275,7 @@ class _Run:
                 break
             state.search, count = found, count + 1
             self._record(trial, time.perf_counter() - started)
-            reason = _reason(state.search, self._gains(), state.tol)
+            reason = _reason(state.search, self._gains(), state.tol, state.tol > self.tol)
         norm = _norm(state.search.gradient)
         if not reason and limit < self.iterations:
             reason = f"set aside after {limit} iterations, gradient norm {norm:.2g}"
@@ -334,7 +334,7 @@ class _Run:
         if worth and changed and state.stage != "trial" and state.turn < self.rounds:
             other = self._objective(based)
             answer = _Trial(other)(other.x0)
-            if answer is not None and answer[0] < search.loss:
+            if answer is not None and answer[0] < search.loss - _SEEN * state.tol:
                 attempt.encoder = based
                 state.search = Search(other.x0, *answer, search.steps, search.changes)
                 return
@@ -401,18 +401,17 @@ def _norm(gradient: Array) -> float:
     return float(np.abs(gradient).max(initial=0.0))
 
 
-def _reason(search: Search, gains: Sequence[float], tol: float) -> str:
-    """Why a leg ends here; empty while it goes on."""
+def _reason(search: Search, gains: Sequence[float], tol: float, finer: bool) -> str:
+    """Why a leg ends here; empty while it goes on. Where a finer tolerance follows, a leg that slows down leaves the rest to it."""
     norm = _norm(search.gradient)
     if norm <= 1e-2 * tol:
         return f"gradient norm {norm:.2g} is below {1e-2 * tol:g}"
     if len(search.steps) >= _PATIENCE and search.expected_gain < _SEEN * tol:
         return f"gradient norm {norm:.2g} promises no more than {search.expected_gain:.1g} nats"
-    for count, least in ((1, 0.02), (_PATIENCE, 0.1)):
-        gained = sum(gains[-count:])
-        if len(gains) >= count and gained < least * count * tol:
-            last = "the last iteration" if count == 1 else f"{count} iterations"
-            return f"the loss stalled: {last} improved it by {gained:.1g}, gradient norm {norm:.2g}"
+    quiet = gains[-1 if finer else -2 :]
+    if len(quiet) == (1 if finer else 2) and max(quiet) < _SEEN * tol:
+        last = "the last iteration" if finer else "the last two iterations"
+        return f"the loss stalled: {last} improved it by {sum(quiet):.1g}, gradient norm {norm:.2g}"
     return ""
 
 

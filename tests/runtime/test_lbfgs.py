@@ -96,7 +96,7 @@ def test_noise_that_refuses_every_step_ends_it_soon() -> None:
 
     search = Search(np.zeros(3), 1.0, np.ones(3), [np.ones(3)] * 2, [np.ones(3)] * 2)
     assert advance(search, contradictory) is None
-    assert len(asked) == 6
+    assert len(asked) == 4
 
 
 def test_only_so_many_pairs_are_kept_and_none_of_negative_curvature() -> None:
