@@ -90,7 +90,8 @@ def evaluate(
         eps            width of the grid's bins (method="grid" only)
         seed           of the check's samples
         max_seconds    of the sums over pairs of features, where nearly all time goes: estimated before they begin (of an
-                       executor: of all its workers together)
+                       executor: of all its workers together); and of expanding functions of single features, foreseen step by
+                       step
         max_memory     of the same, in bytes (of an executor: of one worker)
         executor       any `concurrent.futures` executor, to make these sums: processes, dask's `client.get_executor()`, MPI.
                        Left out, threads of this process make them; the bits are the same

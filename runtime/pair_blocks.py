@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from elbotree.runtime.activations import Activation, compiler_of
 from elbotree.runtime.characteristic import LinearLaw
-from elbotree.runtime.errors import ElbotreeError, ExecutorError
+from elbotree.runtime.errors import ElbotreeError, ExecutorError, UnsupportedError
 from elbotree.runtime.fourier import Series
 from elbotree.runtime.frames import Axis
 from elbotree.runtime.pair_lattices import BLaw, PairLattice
@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 Pair = tuple[int, int]  # the numbers of two axes
 
+MAX_MODES = 8e6  # of the series of a pair; beyond it the engine says so instead of making the plan
 KEPT_BYTES = 1 << 30  # lattices are kept for the next expectation on the same pair up to this much memory a process
 
 
@@ -273,8 +274,16 @@ class Workbench:
 
 
 def made_for(shared: BLaw, a: Axis, b: Axis, needs: Sequence[Need]) -> PairLattice:
-    """A lattice that serves all of these: a function of the needs, not of who made it before."""
+    """A lattice that serves all of these: a function of the needs, not of who made it before.
+
+    Raises UnsupportedError where their series have too many modes together.
+    """
     box = max(need.s.P for need in needs), max(need.r.P for need in needs)
+    if (2.0 * box[0] + 1) * (box[1] + 1) > MAX_MODES:
+        raise UnsupportedError(
+            f"the series of a pair of encoder parameters would need {2 * box[0] + 1:,} x {box[1] + 1:,} modes: a posterior mean "
+            "changes too fast on the range of its parameter; loosen tol, raise input.noise_std, or make the encoder's rows smaller"
+        )
     weights = np.maximum.reduce([np.abs(_product(need.s, need.r, box)) for need in needs])
     return PairLattice(shared, a, b, weights, min(need.tol for need in needs))
 

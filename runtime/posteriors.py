@@ -33,7 +33,8 @@ bind = partial
 _NODES = 20
 _TOL = 1e-14  # of E|h|, per panel: the sum over panels stays below 1e-12
 _LEVELS = 60
-_MAX_PANELS = 4_000_000  # panels in all, over a call's c values
+_MAX_PANELS = 4_000_000  # panels in all for a whole chunk of c values; for fewer values fewer, in proportion
+_SOME_PANELS = 200_000  # that any call may take
 _CHUNK = 4096  # c values at a time, so that nodes stay in cache and memory is bounded
 
 
@@ -399,7 +400,7 @@ def _adaptive(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]
     """int integrand dz for each row: panels are halved until the halves agree with the whole.
 
     integrand(z, rows) -> (value, size), on node arrays (panels, nodes). Raises InputError where the integrand is not
-    finite, ToleranceError when 60 halvings or 4 million panels do not resolve it.
+    finite, ToleranceError when 60 halvings do not resolve it, or some hundred panels for each there was.
     """
     total = np.zeros(panels.rows)
     for found, value in _each_panel(integrand, panels):
@@ -429,7 +430,7 @@ def _each_panel(
             "a prior has density 0 where the posterior has not, so their KL divergence is infinite; choose a prior "
             "whose support covers the posterior's"
         )
-    seen = 0
+    seen, most = 0, max(_SOME_PANELS, _MAX_PANELS * panels.rows // _CHUNK)
     for _ in range(_LEVELS):
         seen += len(panels)
         halves = panels.halved
@@ -442,14 +443,14 @@ def _each_panel(
         panels, value = halves[keep], fine[keep]
         if not len(panels):
             return
-        if seen > _MAX_PANELS:
+        if seen > most:
             break
     worst = float(np.abs(value).max())
     if worst < 1e-12 * float(size_total.max()):  # an integrable singularity's last sliver
         yield panels, value
         return
     raise ToleranceError(
-        f"an expectation over a posterior was not resolved by {_LEVELS} halvings ({worst:.1e} left); its prior's log "
+        f"an expectation over a posterior was not resolved by {seen:,} panels ({worst:.1e} left); its prior's log "
         "density is not piecewise smooth between its breakpoints"
     )
 

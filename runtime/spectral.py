@@ -21,6 +21,7 @@ from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +143,36 @@ class _Begun:
         return same and weights is not None and np.array_equal(weights, self.weights)  # type: ignore[arg-type]
 
 
+class _Budget:
+    """Seconds that functions of single features may take to be computed, which may be quadratures: what a call will take is
+    foreseen from the one before, by the clock, and refused where it is too much."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.spent = seconds, 0.0
+        self._each: dict[str, float] = {}  # seconds a value
+
+    def value(self, g: Integrand) -> Callable[..., Array]:
+        """g's value. What it gives raises CostError."""
+
+        def within(*c: Array) -> Array:
+            count = int(np.size(c[0]))
+            expected = self._each.get(g.label, 0.0) * count
+            if self.spent + expected > self.seconds:
+                raise CostError(
+                    f"functions of single features would take about {self.spent + expected:.2g} s to expand, {_name(g)} alone "
+                    f"{expected:.2g} s more, which is beyond max_seconds = {self.seconds:g}; loosen tol, choose a family or a base "
+                    "whose expectations are closed forms, or allow more"
+                )
+            begun = perf_counter()
+            found = g.value(*c)
+            took = perf_counter() - begun
+            self.spent += took
+            self._each[g.label] = took / count
+            return found
+
+        return within
+
+
 class SpectralExpectations:
     """The engine of `Expectations` that works in frequency space.
 
@@ -156,7 +187,8 @@ class SpectralExpectations:
             pair are made for value and gradient at once. Left out, it is tol
         often: many engines of this size follow, as in training, so that compiled loops pay from less work on
         max_seconds, max_memory: estimates of the pairs' time (s; of an executor's workers together) and memory (bytes a
-            process) beyond which CostError is raised before they are begun
+            process) beyond which CostError is raised before they are begun; the same for the time of expanding functions
+            of single features
 
     Raises InputError for a tol out of range, and what `OutputLaw` raises.
     """
@@ -181,6 +213,7 @@ class SpectralExpectations:
         self.pair_tol = float(tol if pair_tol is None else pair_tol)
         self.gradient_tol = float(tol if gradient_tol is None else gradient_tol)
         self.max_seconds, self.max_memory = max_seconds, max_memory
+        self._budget = None if max_seconds is None else _Budget(max_seconds)
         self.w = layer.w
         # compiled loops pay from a certain amount of work on; a rule by size, not by time, gives the same bits every time
         size = len(encoder) ** 2 * len(self.output.lattice_law.priors) * np.log10(1 / self.pair_tol) ** 3
@@ -274,8 +307,11 @@ class SpectralExpectations:
         key = (id(g), level)
         if key not in self._sizes:
             lo, hi = self._coordinate(g.feature, g.uses[0]).bounds(self._log_epsilon(level))
-            self._sizes[key] = (g, float(np.abs(finite(_name(g), g.value, np.linspace(lo, hi, 33))).max()))
+            self._sizes[key] = (g, float(np.abs(finite(_name(g), self._value(g), np.linspace(lo, hi, 33))).max()))
         return self._sizes[key][1]
+
+    def _value(self, g: Integrand) -> Callable[..., Array]:
+        return g.value if self._budget is None else self._budget.value(g)
 
     def _log_epsilon(self, level: int) -> float:
         return float(np.log(_TAIL_SHARE * self.tol)) - 3.0 * level
@@ -304,18 +340,18 @@ class SpectralExpectations:
         name = _name(g)
         if key not in self._paddings:
             lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(level))
-            chosen = best_spectrum(g.value, lo, hi, sigma, fine, name)
+            chosen = best_spectrum(self._value(g), lo, hi, sigma, fine, name)
             self._paddings[key] = PADS.index(chosen.period.pad)
             self._spectra[id(g), id(self._axis(j, r, level, self._paddings[key]))] = (g, chosen)
         axis = self._axis(j, r, level, self._paddings[key])
         made = self._spectra.get((id(g), id(axis)))
         if made is None or made[1].tol > fine:
             # the integrand is kept beside its spectrum, so that its id stays taken
-            made = self._spectra[id(g), id(axis)] = (g, Spectrum(g.value, axis.period, fine, name))
+            made = self._spectra[id(g), id(axis)] = (g, Spectrum(self._value(g), axis.period, fine, name))
         cut = made[1].cut(sigma, tol / 4)
         if cut.dropped > tol:
             lo, hi = axis.period.lo, axis.period.hi
-            chosen = best_spectrum(g.value, lo, hi, sigma, fine, name)
+            chosen = best_spectrum(self._value(g), lo, hi, sigma, fine, name)
             other = chosen.cut(sigma, tol / 4)
             if other.dropped < 0.5 * cut.dropped:
                 axis, cut = self._axis(j, r, level, PADS.index(chosen.period.pad)), other
@@ -378,11 +414,11 @@ class SpectralExpectations:
         for _ in range(2):
             ranges = [c.bounds(log_epsilon - float(np.log(largest))) for c in coordinates]
             grid = np.meshgrid(*[np.linspace(lo, hi, 17) for lo, hi in ranges], indexing="ij")
-            largest = max(1.0, float(np.abs(finite(_name(g), g.value, *grid)).max()))
+            largest = max(1.0, float(np.abs(finite(_name(g), self._value(g), *grid)).max()))
         axes = [Axis(c, Period(lo, hi, PADS[1])) for c, (lo, hi) in zip(coordinates, ranges, strict=True)]
         V = np.array([c.v for c in coordinates])
         noise = V @ self.output.lattice_law.noise @ V.T
-        double = series_2d(g.value, [a.period for a in axes], noise, tol / 4, _name(g))
+        double = series_2d(self._value(g), [a.period for a in axes], noise, tol / 4, _name(g))
         left_out = tol / 4 + double.dropped + self.output.b_error * largest
         return Term(self._frame(axes, double.modes), double.coefficients, left_out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import elbotree as et
+from elbotree.runtime import spectral
 from tests.reference.oracle import reference_terms
 from tests.stress.outcomes import SMALL
 
@@ -153,3 +155,33 @@ def test_bounds_are_positive(bound: str) -> None:
     for value in (0.0, -1.0, math.nan):
         with pytest.raises(et.InputError, match=f"`{bound}` is .*; it must be a positive number"):
             et.evaluate(et.Problem.from_dict(SMALL), **{bound: value})
+
+
+# -- posteriors whose expectations are quadratures that do not end ----------------------------------------------------
+def with_base(base: dict[str, Any], precision: float) -> et.Problem:
+    """The small problem with a tilted posterior on that base."""
+    form = copy.deepcopy(SMALL)
+    form["encoder"][1] = {"family": "tilted", "C": [[0.1, 0.7]], "precision": precision, "base": base}
+    return et.Problem.from_dict(form)
+
+
+def test_functions_that_take_longer_than_was_allowed_are_refused_with_the_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(spectral, "perf_counter", lambda: float(next(ticks)))  # each call takes a second
+    given = with_base({"kind": "laplace", "scale": 1.0}, 1.0)
+    with pytest.raises(et.CostError, match=r"functions of single features would take about .* max_seconds = 5; loosen"):
+        et.evaluate(given, 1e-3, max_seconds=5)
+    assert et.evaluate(given, 1e-3, max_seconds=1e9)
+
+
+def test_a_quadrature_that_cannot_be_resolved_ends_soon() -> None:
+    with pytest.raises(et.ToleranceError, match=r"not resolved by \d{3},\d{3} panels"):
+        et.evaluate(with_base({"kind": "laplace", "scale": 1.0}, 1e-12), 1e-3)
+
+
+def test_a_pair_of_series_that_fills_memory_is_refused() -> None:
+    """Its plan alone would take gigabytes."""
+    with pytest.raises(et.UnsupportedError, match=r"would need 2,965 x 65,536 modes"):
+        et.evaluate(with_base({"kind": "exponential", "scale": 1.0}, 1e-12), 1e-3)
