@@ -44,6 +44,7 @@ _COMPILE_FROM = (
 )
 _OFTEN = 200  # from how many times less work on loops are compiled in training
 _TAIL_SHARE = 0.003  # of tol, for the mass outside a coordinate's range: bounds on tails are looser than those on modes
+_NOTICED = 0.05  # seconds of a call below which `_Budget` lets it pass
 _WORTH = 2e-3  # seconds that the sums of one feature must take to be handed to an executor
 
 _log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class _Budget:
         def within(*c: Array) -> Array:
             count = int(np.size(c[0]))
             expected = self._each.get(g.label, 0.0) * count
-            if self.spent + expected > self.seconds:
+            if expected > _NOTICED and self.spent + expected > self.seconds:
                 raise CostError(
                     f"functions of single features would take about {self.spent + expected:.2g} s to expand, {_name(g)} alone "
                     f"{expected:.2g} s more, which is beyond max_seconds = {self.seconds:g}; loosen tol, choose a family or a base "
