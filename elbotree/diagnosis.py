@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 PACKAGES = ("elbotree", "numpy", "scipy", "numba", "sympy", "networkx", "safetensors", "click", "rich")
-EXTRAS = {"sklearn": "sklearn", "torch": "torch", "onnx": "onnx", "plots": "matplotlib"}
+EXTRAS = {"sklearn": "sklearn", "torch": "torch", "onnx": "onnx", "plots": "matplotlib", "cluster": "distributed"}
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 #: The self-check evaluates at this tolerance, and no term may be further than that from the stored number.

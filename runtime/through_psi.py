@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
 from elbotree.runtime.boxes import LEAST_TOL, Window, alias_of, box_estimate, box_probability, lattice, moved_by, saddle
 from elbotree.runtime.errors import ToleranceError, UnsupportedError
@@ -76,6 +76,7 @@ class ThroughPsi:
             try:
                 return self._whole(windows, tol)
             except ToleranceError:
+                apart = inputs.sources.unlike() ** 2 * metric  # a wide slab parts from its spike where tilts reach it
                 if not apart.size or apart.max() < _APART or self.budget[0] <= 0:
                     raise
         parts = []
@@ -347,11 +348,14 @@ class _Panels:
         """Panels on which the integrand may matter: outward from the peaks of a coarse scan."""
         marginal = self.marginal
         cut = math.log(self.tol) - 6.0
+        dense = [a for a, window in enumerate(self.windows) if window.point] + [len(self.windows)]
+        mass = cut + 0.5 * float(np.linalg.slogdet(2 * math.pi * self.law.noise[np.ix_(dense, dense)])[1])
         center, std = marginal.shift + marginal.mean, marginal.std
         scan = center + std * np.linspace(-6.0, 6.0, 13)
         values = np.array([self.estimate(float(b)) for b in scan])
         while True:  # until no b that is left out has the mass for another peak
-            depth = float(values.max()) + cut
+            best = self._climbed(scan, values)
+            depth = best + mass
             low, high = -marginal.reflected.chernoff_quantile(depth), marginal.chernoff_quantile(depth)
             below, above = np.arange(scan[0] - std, low, -std)[::-1], np.arange(scan[-1] + std, high, std)
             more = np.concatenate([below[-12:], above[:12]])
@@ -367,31 +371,61 @@ class _Panels:
                     "probability; "
                     "move the threshold or the input away from it"
                 )
-        peak = int(np.argmax(values))
-        best = float(values.max())
-        breaks = sorted(x for x in self.psi.breaks)
-        out: list[tuple[float, float]] = []
-        for direction in (-1.0, 1.0):
-            at, ends = float(scan[peak]), []
-            beyond = [
-                float(x) for x, v in zip(scan, values, strict=True) if v > best + cut and direction * (x - at) > 0
-            ]
-            last = max(beyond, key=lambda x: direction * x, default=at)
-            while direction * (last - at) >= 0 or self.estimate(at) > best + cut:
-                nearest = [x for x in breaks if direction * (x - at) > 1e-12 * (1 + abs(at))]
-                step = at + direction * self.width
-                if nearest:
-                    edge = min(nearest) if direction > 0 else max(nearest)
-                    step = edge if direction * (edge - step) < 0 else step
-                ends.append((min(at, step), max(at, step)))
-                at = step
-                best = max(best, self.estimate(at))
-                if len(ends) > _MAX_PANELS:
-                    raise ToleranceError(
-                        "the integral over b does not end within 3,000 panels; raise noise_std or loosen tol"
-                    )
-            out += ends
-        return out
+        ends, pieces = self._scan(low, high, depth)
+        panels = [panel for run in ends for panel in itertools.pairwise(run.tolist())]
+        sizes = np.array([self.highest(a, b) for a, b in panels])
+        best = max(best, float(sizes.max()))
+        kept = sizes > best + cut
+        kept[1:] |= kept[:-1].copy()  # and a neighbour on either side
+        kept[:-1] |= kept[1:].copy()
+        if int(kept.sum()) * pieces > _MAX_PANELS:
+            raise ToleranceError("the integral over b does not end within 3,000 panels; raise noise_std or loosen tol")
+        chosen = [panel for panel, keep in zip(panels, kept, strict=True) if keep]
+        return [part for a, b in chosen for part in itertools.pairwise(np.linspace(a, b, pieces + 1).tolist())]
+
+    def _climbed(self, scan: Array, values: Array) -> float:
+        """The estimate at its peak beside the best point of a scan."""
+        at = int(np.argmax(values))
+        ends = float(scan[max(at - 1, 0)]), float(scan[min(at + 1, len(scan) - 1)])
+        found = minimize_scalar(
+            lambda b: -self.estimate(float(b)), bounds=ends, method="bounded", options={"maxiter": 30}
+        )
+        return max(float(values[at]), -float(found.fun))
+
+    def _scan(self, low: float, high: float, depth: float) -> tuple[list[Array], int]:
+        """Ends of panels over [low, high], one array for each stretch between psi's breaks, and in how many pieces to cut a
+        panel.
+
+        From end to end (V w psi(b), b) moves by 2.5 standard deviations of the noise, so that no peak of the integrand hides
+        between two of them: where v is near u, or psi steep, peaks are much narrower than the noise of b. Where psi moves a
+        window beyond what V y reaches with probability e^depth nothing depends on psi, and it does not count.
+        """
+        precision, d = np.linalg.inv(self.law.noise), len(self.law.noise)
+        limits = []
+        for a, (kappa, window) in enumerate(zip(self.kappa, self.windows, strict=True)):
+            line = Line.of(self.law.mapped(np.eye(d)[[a]], np.zeros(1)))
+            top = window.low if window.half_line else window.high
+            reach = window.low - line.chernoff_quantile(depth), top + line.reflected.chernoff_quantile(depth)
+            limits.append((float(kappa), *reach))
+        edges = [low, *sorted(x for x in self.psi.breaks if low < x < high), high]
+        grids, arcs = [], []
+        for a, b in itertools.pairwise(edges):
+            grid = np.linspace(a, b, 4001)
+            seen = finite_psi(self.psi, np.concatenate([[_within(a, b)], grid[1:-1], [_within(b, a)]]))
+            moves = np.stack([np.diff(np.clip(kappa * seen, *ends)) for kappa, *ends in limits] + [-np.diff(grid)])
+            steps = np.sqrt(np.einsum("ak,ab,bk->k", moves, precision, moves)) / 2.5
+            grids.append(grid)
+            arcs.append(np.concatenate([[0.0], np.cumsum(steps)]))
+        coarser = max(1.0, sum(float(arc[-1]) for arc in arcs) / _MAX_PANELS)
+        out = []
+        for grid, arc in zip(grids, arcs, strict=True):
+            count = 1 + int(arc[-1] / coarser)
+            out.append(np.interp(np.linspace(0.0, arc[-1], count + 1), arc, grid))
+        return out, math.ceil(coarser)
+
+    def highest(self, a: float, b: float) -> float:
+        """The larger estimate at the ends of a panel, each as psi is inside."""
+        return max(self.estimate(_within(a, b)), self.estimate(_within(b, a)))
 
     def estimated(self, todo: Sequence[tuple[float, float]] | None = None) -> float:
         """log of the integral, by saddle-point estimates at the middles of the panels."""
@@ -407,7 +441,7 @@ class _Panels:
             scale = np.exp(np.minimum(np.array(errors) - total, 300.0)).sum()
             rounding = np.exp(np.minimum(np.array(roundings) - total, 300.0)).sum()
             if scale + rounding <= self.tol:
-                edge = max(self.estimate(min(p[0] for p in todo)), self.estimate(max(p[1] for p in todo)))
+                edge = max(self.estimate(_within(*min(todo))), self.estimate(_within(*max(todo)[::-1])))
                 beyond = math.exp(edge - total) * 2 * self.width
                 bound = {"step": scale, "truncation": beyond, "rounding": rounding}
                 made = {name: np.asarray(part) for name, part in bound.items()}
@@ -431,7 +465,7 @@ class _Panels:
         nodes = 0
         budget = math.log(self.tol) - math.log(50.0 * len(todo))
         found = -math.inf
-        todo.sort(key=lambda panel: max(self.estimate(panel[0]), self.estimate(panel[1])))
+        todo.sort(key=lambda panel: self.highest(*panel))
         while todo:
             a, b = todo.pop()
             floor = max(whole, found) + budget  # the whole may turn out larger than its estimate
@@ -555,6 +589,11 @@ class _Panels:
         aliases = max(alias_of(law, ready, c, made.steps) for ready in tried)
         alias = float(np.logaddexp(aliases, truncation + drift))
         return _OnPanel(scale, values, alias, -math.inf, noise, y.shape[1])
+
+
+def _within(a: float, b: float) -> float:
+    """a, moved towards b by next to nothing: psi may jump at a."""
+    return a + 1e-9 * (b - a)
 
 
 def _rough_bound(law: SourceSum, boxes: Sequence[Window]) -> float:

@@ -475,6 +475,15 @@ class Sources:
             out[block.index] = means.max(axis=0) - means.min(axis=0)
         return out
 
+    def unlike(self) -> Array:
+        """How far the components of a source lie apart in their means and in their standard deviations together, (m,)."""
+        out = self.apart()
+        for block in self.blocks:
+            at_zero = np.zeros(len(block.index))
+            stds = np.sqrt(np.stack([part.cumulants(at_zero)[2] for part in block.parts]))
+            out[block.index] += stds.max(axis=0) - stds.min(axis=0)
+        return out
+
     def conditioned(self, i: int) -> list[tuple[float, Sources]]:
         """The sources with source i held to each of its components, with the log of that component's weight."""
         (which, place), *_ = [

@@ -340,6 +340,32 @@ class TestThroughPsi:
             error = abs(math.expm1(float(found.log_value) - log_tail(made, narrow, self.V, q, panels=800)))
             assert error <= float(found.relative_error) <= tol
 
+    @pytest.mark.parametrize(
+        ("text", "w", "off", "q"),
+        [("exp(-30*b**2)", 1.1, 0.02, 0.8), ("sin(4*b)", 3.3, 0.1, 3.3), ("sin(4*b)", 3.3, 0.1, 4.5)],
+    )
+    def test_no_narrow_peak_in_b_is_missed(self, text, w, off, q) -> None:
+        """v near u and psi steep: q is reached at several b, each within a small part of the noise of b."""
+        layer = et.Layer(np.eye(2), [w, 0.2], [1.0, 0.0], text)
+        p1 = et.FeatureModel(np.eye(2), [et.Normal(0.0, 1.0), et.Normal(0.5, 0.3)], 0.5)
+        v, psi = np.array([1.0, off]), {"e": lambda b: np.exp(-30 * b**2), "s": lambda b: np.sin(4 * b)}[text[0]]
+        b = np.linspace(-10.0, 10.0, 2_000_001)  # b = x_1 ~ N(0, 1.25), <v, y> given b is N(b + off / 2, off^2 0.34)
+        std = off * math.sqrt(0.34)
+        apart = (q - (v @ layer.w) * psi(b) - b - off / 2) / std
+        weights = np.exp(-(b**2) / 2.5) / math.sqrt(2.5 * math.pi) * (b[1] - b[0])
+        joint = et.joint(layer, p1, v)
+        tail, density = weights @ np.exp(log_ndtr(-apart)), weights @ np.exp(-(apart**2) / 2) / math.sqrt(2 * math.pi)
+        assert abs(float(joint.log_tail(q, 1e-8).value) - math.log(tail)) < 1e-8
+        assert abs(float(joint.log_pdf(q, 1e-8).value) - math.log(density / std)) < 1e-8
+
+    def test_a_rare_wide_slab_refuses_nothing(self) -> None:
+        """One piece of psi is reached by the slab alone, far from what the spike reaches; P is that of the spike."""
+        made = et.Layer([[-0.59, 2.77], [0.33, 0.89]], [0.01, -0.9], [0.09, 0.36], "hardtanh", threshold=1.62)
+        B, v = [[-0.79], [-0.79]], np.array([-1.02, -0.29])
+        rare = et.FeatureModel(B, [et.SpikeSlab(5e-30, et.Normal(0.3, 2.8))], 0.25)
+        spike = et.FeatureModel(B, [et.Discrete([0.0], [1.0])], 0.25)
+        check(et.joint(made, rare, v).tail(0.3, 1e-9), log_tail(made, spike, v, 0.3), 1e-9)
+
     def test_what_is_nearly_certain_costs_nothing(self, model) -> None:
         """Far below everything P is 1 up to e^-1000 and less, whatever it would take to resolve that."""
         found = et.joint(layer("leaky_relu"), model, self.V).tail(-60.0, 1e-8)
