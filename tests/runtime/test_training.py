@@ -551,6 +551,18 @@ def _no() -> None:
     raise et.UnsupportedError("made for a test")
 
 
+def test_a_trial_step_that_would_fill_the_memory_is_shortened() -> None:
+    """Posteriors on 25 points, so sure of each that their means are stairs: 43,265 by 63,386 modes in a fit that met it."""
+    layer = et.Layer(np.eye(2), [0.4, 0.3], [0.5, -0.2], "relu")
+    p1 = et.FeatureModel(np.eye(2), [Bernoulli(0.15)] * 2, 0.1)
+    base = Discrete(tuple(np.linspace(0.0, 0.42, 25)), tuple(np.full(25, 0.04)))
+    stairs = [et.Posterior("tilted", [row], [0.0], precision=3e7, base=base) for row in ([9e6, 1e6], [-2e6, 8e6])]
+    made = ProfileObjective.of(layer, p1, et.Encoder(stairs), generate("relu", "tilted"), 1e-2)
+    with pytest.raises(et.UnsupportedError, match="modes: a posterior mean changes too fast"):
+        made.evaluate(made.x0)
+    assert _Trial(made)(made.x0) is None
+
+
 def test_a_step_beyond_what_doubles_hold_is_shortened() -> None:
     """A step in the logarithm of a precision that ends at infinity is a trial that failed, not a fit that failed."""
 
