@@ -83,16 +83,19 @@ class Bound:
 
 def bound_below(problem: Problem) -> Bound:
     """The cross-entropy of a problem's model and the entropy of f(x1), each where it is computable."""
-    found: list[tuple[float, float] | tuple[None, None]] = []
+    found: dict[str, Estimate] = {}
     notes = []
     for name, made in (("cross-entropy", _cross_entropy), ("entropy", _entropy)):
         try:
-            estimate = made(problem)
-            found.append((float(estimate.value), float(estimate.error)))
+            found[name] = made(problem)
         except (UnsupportedError, ToleranceError) as reason:
-            found.append((None, None))
             notes.append(f"no {name}: {reason}")
-    return Bound(*found[0], *found[1], "; ".join(notes))
+    cross, entropy = (_numbers(found.get(name)) for name in ("cross-entropy", "entropy"))
+    return Bound(cross[0], cross[1], entropy[0], entropy[1], "; ".join(notes))
+
+
+def _numbers(found: Estimate | None) -> tuple[float, float] | tuple[None, None]:
+    return (None, None) if found is None else (float(found.value), float(found.error))
 
 
 # ------------------------------------------------------------------ the two numbers
