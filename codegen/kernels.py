@@ -9,16 +9,15 @@ import hashlib
 import linecache
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from elbotree.codegen import cache
 from elbotree.runtime.activations import Activation
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.storage import write_atomic
 
 
 class Kernels:
@@ -75,18 +74,7 @@ class Kernels:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Save the module's text, whole or not at all. Raises InputError where the place cannot be written to."""
-        target = Path(path)
-        try:
-            with tempfile.NamedTemporaryFile(
-                "w", dir=target.parent, delete=False, encoding="utf-8", newline="\n"
-            ) as file:
-                file.write(self.source)
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, target)
-        except OSError as problem:
-            raise InputError(
-                f"cannot write the kernels to {target}: {problem.strerror}; give a path in a writable folder"
-            ) from None
+        write_atomic(path, self.source.encode("utf-8"))
 
 
 def _load(source: str) -> ModuleType:

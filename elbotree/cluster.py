@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from elbotree.runtime.errors import InputError
 
@@ -27,6 +28,9 @@ def scheduler(address: str, seconds: float | None = None) -> Iterator[Executor]:
             "a scheduler needs Dask, which is not installed: pip install 'elbotree[cluster]', here and where the workers run"
         ) from None
     try:
+        parts = urlsplit(address)  # before Dask, which would look for such a scheduler, and fail while it cleans up
+        if not (parts.scheme and parts.hostname and parts.port):
+            raise ValueError("no address of the form protocol://host:port")
         client = Client(address, timeout=seconds, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())

@@ -289,6 +289,9 @@ def fit(
     return Fit(found.problem, values, found.history, message, reports, nats, found.noise_floor, bound)
 
 
+MOST_FEATURES = 65_536  # their pairs alone are two billion
+
+
 def _check_counts(features: int | None, starts: int | None, iterations: int, rounds: int) -> None:
     for name, count, least in (
         ("features", features, 0),
@@ -301,6 +304,8 @@ def _check_counts(features: int | None, starts: int | None, iterations: int, rou
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
             left_out = ", or be left out" if name in ("features", "starts") else ""
             raise InputError(f"`{name}` is {count!r}; it must be a whole number, {least} or more{left_out}")
+    if features is not None and features > MOST_FEATURES:
+        raise InputError(f"`features` is {features:,}; the limit is {MOST_FEATURES:,}")
 
 
 def load(folder: str | Path) -> Fit:

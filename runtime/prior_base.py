@@ -24,7 +24,7 @@ INF = float("inf")
 def nearest(name: object, known: Iterable[str]) -> str:
     """The ending "; did you mean 'x'?" for a misspelt name, or the list of what is known when nothing is near."""
     choices = sorted(known)
-    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:100], choices, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(choices)}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from elbotree.runtime.arguments import shortened
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.prior_base import Prior, nearest
 from elbotree.runtime.priors import PRIORS, Bernoulli, Discrete, Exponential, Gamma, Laplace, Normal, Uniform
@@ -32,11 +33,11 @@ def from_spec(spec: object, where: str, depth: int = 0) -> Prior:
     if kind is None:
         raise InputError(f"{where} has no `kind`; known: {', '.join(sorted(PRIORS))}")
     if not isinstance(kind, str) or kind not in PRIORS:
-        raise InputError(f"{where}.kind is {kind!r}, which is no prior{nearest(kind, PRIORS)}")
+        raise InputError(f"{where}.kind is {shortened(kind)}, which is no prior{nearest(kind, PRIORS)}")
     keys = _KEYS[kind]
     for key in spec:
         if key != "kind" and key not in keys:
-            raise InputError(f"{where}: a {kind} prior has no key {key!r}{nearest(key, keys)}")
+            raise InputError(f"{where}: a {kind} prior has no key {shortened(key)}{nearest(key, keys)}")
     for key, required in keys.items():
         if required and key not in spec:
             raise InputError(f"{where}: a {kind} prior needs the key {key!r}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from elbotree.runtime.activations import Activation
+from elbotree.runtime.arguments import shortened
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
 from elbotree.runtime.prior_base import nearest
@@ -81,7 +82,7 @@ def _object(value: object, where: str, keys: Mapping[str, bool]) -> dict[str, An
         raise InputError(f"{where} is a {type(value).__name__}; it must be an object with the keys {', '.join(keys)}")
     for key in value:
         if key not in keys:
-            raise InputError(f"{where} has the unknown key {key!r}{nearest(key, keys)}")
+            raise InputError(f"{where} has the unknown key {shortened(key)}{nearest(key, keys)}")
     for key, required in keys.items():
         if required and key not in value:
             raise InputError(f"{where} lacks the key {key!r}")

@@ -188,7 +188,10 @@ def test_a_scheduler_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.M
     monkeypatch.setattr(clusters, "SECONDS", 1.0)
     for address, said in (
         ("tcp://127.0.0.1:9", "no Dask scheduler at 'tcp://127.0.0.1:9' (Timed out"),
-        ("nonsense://x", "no Dask scheduler at 'nonsense://x'"),
+        ("nonsense://x:1", "no Dask scheduler at 'nonsense://x:1'"),
+        ("http://[::1", "no Dask scheduler at 'http://[::1' (Invalid IPv6 URL)"),
+        ("tcp://host:99999999", "no Dask scheduler at 'tcp://host:99999999' (Port out of range"),
+        ("x", "no Dask scheduler at 'x' (no address of the form protocol://host:port)"),
     ):
         result = CliRunner().invoke(main, ["evaluate", str(file), "--scheduler", address])
         assert result.exit_code == 1

@@ -300,6 +300,18 @@ def test_sizes_of_json_are_bounded(content: bytes, message: str, tmp_path: Path)
         et.Problem.load(tmp_path / "p.json")
 
 
+def test_an_error_quotes_no_more_than_fits_a_line() -> None:
+    long = "a" * 1_000_000
+    for form in (
+        {**SMALL, long: 1},
+        {**SMALL, "input": {**SMALL["input"], "priors": [{"kind": long}] * 2}},
+        {**SMALL, "input": {**SMALL["input"], "priors": [{"kind": "bernoulli", "p": 0.5, long: 1}] * 2}},
+    ):
+        with pytest.raises(et.InputError) as caught:
+            et.Problem.from_dict(form)
+        assert len(str(caught.value)) < 300
+
+
 # -- arrays and folders -----------------------------------------------------------------------------------------------
 ARRAYS = save({"A": np.eye(2), "B": np.zeros((2, 0))})
 
@@ -447,6 +459,25 @@ def onnx_graphs(draw: DrawFn) -> bytes:
 def test_onnx_graphs_whose_parts_do_not_fit(data: st.DataObject) -> None:
     pytest.importorskip("onnx")
     event("fine" if outcomes.onnx_file(data.draw(onnx_graphs())) else "refused")
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """As root, a report written to /dev/null would leave a file in place of the device."""
+    place = tmp_path / "pipe"
+    os.mkfifo(place)
+    with pytest.raises(et.InputError, match=r"pipe is there and is no regular file"):
+        et.generate("relu", "bernoulli").write(place)
+    with pytest.raises(et.InputError, match=r"pipe is there and is no regular file"):
+        et.Problem.from_dict(SMALL).save(place)
+    assert place.is_fifo()
+
+
+def test_a_number_of_features_without_bound_is_refused() -> None:
+    layer, p1 = et.Layer([[1.0]], [0.5], [0.5]), et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4)
+    with pytest.raises(et.InputError, match=r"`features` is 99,999,999; the limit is 65,536"):
+        et.fit(layer, p1, 99_999_999)
 
 
 # -- command lines ----------------------------------------------------------------------------------------------------
