@@ -145,9 +145,11 @@ class LinearLaw:
 class Tails:
     """Intervals that S = <v, y - mean> leaves with small probability, by Chernoff bounds.
 
-    P(S > q) <= exp(K(s) - s q) for every s > 0, so that q = inf_s (K(s) - log_epsilon) / s; any s gives a valid bound, and
-    the best of a geometric grid of ratio 1.1 is within half a percent of the infimum. Holds for skewed features, where
-    "mean plus k standard deviations" fails. K is tabulated once; a bound then costs a minimum over the table.
+    P(S > q) <= exp(K(s) - s q) for every s > 0, and where S holds Gaussian noise sigma, so that its law tilted by e^{s S} has a
+    density of at most 1 / (sigma sqrt(2 pi)), that times min(1, 1 / (s sigma sqrt(2 pi))). So q = inf_s (K(s) - log_epsilon) / s,
+    the logarithm of the factor put to K; any s gives a valid bound, and the best of a geometric grid of ratio 1.1 is within half
+    a percent of the infimum. Holds for skewed features, where "mean plus k standard deviations" fails. K is tabulated once; a
+    bound then costs a minimum over the table.
     """
 
     def __init__(self, law: LinearLaw, v: Array) -> None:
@@ -160,7 +162,8 @@ class Tails:
         top = min(60.0 / max(self._noise, 1e-12 * self.std), 1e6 / self.std)
         self.s = np.geomspace(0.05 / self.std, max(top, 60.0 / self.std), 160)
         with np.errstate(over="ignore", invalid="ignore"):
-            self.K = [law.cumulant_generating(sign * v, self.s) for sign in (1.0, -1.0)]
+            gained = -np.log(np.maximum(self.s * self._noise * np.sqrt(2 * np.pi), 1.0))
+            self.K = [law.cumulant_generating(sign * v, self.s) + gained for sign in (1.0, -1.0)]
 
     @staticmethod
     def of_constant() -> Tails:
@@ -234,6 +237,11 @@ class Lattice:
         along, *sources = self.law.flat(self.b_step, self.b_modes, reach)
         return (self.modes[rows] @ across, along, over_n, over_k, self.limits[rows], tuple(sources))
 
+    @property
+    def over_n(self) -> Array:
+        """The factor of exp(-omega^T Sigma omega / 2) over n, (N,)."""
+        return self._gaussian(slice(None))[0]
+
     def _gaussian(self, rows: slice) -> tuple[Array, Array]:
         """exp(-omega^T Sigma omega / 2) as a factor over n and one over k."""
         Q = self.steps @ self.law.noise @ self.steps.T
@@ -255,16 +263,23 @@ class Lattice:
             t_n, t_k = modes @ across[:, index], np.multiply.outer(along[index], k)
             if isinstance(prior, Discrete | Bernoulli):
                 atoms, masses = prior.atoms
-                made = np.zeros((order + 1, len(index), N, K), dtype=np.complex128)
+                # one prior for all: nothing to put in place afterwards
+                made = out if len(index) == m else [np.empty((len(index), N, K), dtype=np.complex128) for _ in out]
                 for i, a in enumerate(atoms - prior.mean()):
                     # exp(i t a) is a product over the axes: one multiplication a point instead of one exponential.
-                    e = np.exp(1j * a * t_n).T[:, :, None] * (masses[i] * np.exp(1j * a * t_k))[:, None, :]
+                    over_n, over_k = np.exp(1j * a * t_n).T[:, :, None], (masses[i] * np.exp(1j * a * t_k))[:, None, :]
+                    if i == 0:
+                        for level in range(order + 1):
+                            np.multiply(over_n, over_k * (1j * a) ** level, out=made[level])
+                        continue
+                    e = over_n * over_k
                     for level in range(order + 1):
                         made[level] += e
                         if level < order:
                             e *= 1j * a
-                for level in range(order + 1):
-                    out[level][index] = made[level]
+                if made is not out:
+                    for level in range(order + 1):
+                        out[level][index] = made[level]
             else:
                 t = t_n.T[:, :, None] + t_k[:, None, :]
                 shift = np.exp(-1j * prior.mean() * t)

@@ -28,6 +28,7 @@ ComplexArray = NDArray[np.complex128]
 
 PADS = (0.0, 0.5, 1.2)
 _MAX_SAMPLES = 1 << 17
+_FIRST_SAMPLES = 1 << 13  # at most so many at once to begin with
 _FEW = 64  # modes with which no other padding is tried
 # eight-point Lagrange interpolation at the midpoint: how well a function's samples predict the sample between two
 _MIDPOINT = np.array([-5, 49, -245, 1225, 1225, -245, 49, -5]) / 2048
@@ -69,12 +70,17 @@ class Period:
 
 @dataclass(frozen=True)
 class Series:
-    """ghat(p), p = -P..P; `dropped` estimates what cutting there and sampling g add to any E g(c), modes being counted as
-    independent; `largest` is max |g|."""
+    """ghat(p), p = -P..P; `dropped` estimates what cutting there adds to any E g(c), modes being counted as independent,
+    `unresolved` what sampling g does; `largest` is max |g|."""
 
     coefficients: ComplexArray
     dropped: float
+    unresolved: float
     largest: float
+
+    @property
+    def error(self) -> float:
+        return self.dropped + self.unresolved
 
     @property
     def P(self) -> int:
@@ -99,12 +105,18 @@ class Spectrum:
     """The Fourier coefficients of g on `period`, before any cut.
 
     Samples are doubled until eight of them predict the next midpoint to a tenth of tol, so that g is resolved whatever
-    its shape, and until the window is resolved too. A g too sharp for 131,072 samples keeps what is missing in `misfit`.
+    its shape, and until the window is resolved too. They begin no farther apart than `noise`, the standard deviation of the
+    noise in c: what is narrower and escapes them holds little mass. A g too sharp for 131,072 samples keeps what is missing in
+    `misfit`.
     Raises UnsupportedError when g is not finite on the period; `name` is what the message calls it.
     """
 
-    def __init__(self, g: Callable[[Array], Array], period: Period, tol: float, name: str = "an integrand") -> None:
+    def __init__(
+        self, g: Callable[[Array], Array], period: Period, tol: float, name: str = "an integrand", noise: float = 0.0
+    ) -> None:
         count = 128
+        while count < _FIRST_SAMPLES and period.length > count * noise > 0.0:
+            count *= 2
         values = finite(name, g, period.start + period.length * np.arange(count) / count)
         while True:
             step = period.length / count
@@ -157,12 +169,12 @@ class Spectrum:
         coefficients = np.concatenate([self.raw[P:0:-1].conj(), self.raw[: P + 1]])
         # modes turn independently of one another: three standard deviations of what is left out, or all of it if less
         spread = 3 * float(np.sqrt(np.sum(size[P + 1 :] ** 2)))
-        return Series(coefficients, min(float(tails[P]), spread) + unresolved, self.largest)
+        return Series(coefficients, min(float(tails[P]), spread), unresolved, self.largest)
 
     def cost(self, sigma: float, tol: float) -> tuple[float, int]:
         """What to choose a period by: first how much is left out, where that is more than tol asks, then modes."""
         made = self.cut(sigma, tol)
-        return max(made.dropped, 2 * tol), made.P
+        return max(made.error, 2 * tol), made.P
 
 
 def finite(name: str, g: Callable[..., Array], *c: Array) -> Array:
@@ -178,12 +190,14 @@ def finite(name: str, g: Callable[..., Array], *c: Array) -> Array:
     return values
 
 
-def best_spectrum(g: Callable[[Array], Array], lo: float, hi: float, sigma: float, tol: float, name: str) -> Spectrum:
+def best_spectrum(
+    g: Callable[[Array], Array], lo: float, hi: float, sigma: float, tol: float, name: str, noise: float = 0.0
+) -> Spectrum:
     """The spectrum of g under the padding that needs the fewest modes for noise sigma, among those that reach tol."""
-    plain = Spectrum(g, Period(lo, hi, PADS[0]), tol, name)
+    plain = Spectrum(g, Period(lo, hi, PADS[0]), tol, name, noise)
     if plain.cost(sigma, tol) <= (2 * tol, _FEW):
         return plain
-    found = [plain, *(Spectrum(g, Period(lo, hi, pad), tol, name) for pad in PADS[1:])]
+    found = [plain, *(Spectrum(g, Period(lo, hi, pad), tol, name, noise) for pad in PADS[1:])]
     return min(found, key=lambda spectrum: spectrum.cost(sigma, tol))
 
 
@@ -194,11 +208,17 @@ _MOST_MODES = 512  # a side
 
 @dataclass(frozen=True)
 class Series2d:
-    """A double Fourier series on a half lattice: modes (N, 2), coefficients (multiplicity included), what was left out."""
+    """A double Fourier series on a half lattice: modes (N, 2), coefficients (multiplicity included), what was left out, and what
+    sampling g adds to any E g."""
 
     modes: NDArray[np.int64]
     coefficients: ComplexArray
     dropped: float
+    unresolved: float
+
+    @property
+    def error(self) -> float:
+        return self.dropped + self.unresolved
 
 
 def series_2d(
@@ -234,7 +254,7 @@ def series_2d(
     keep = (modes[:, 0] > 0) | ((modes[:, 0] == 0) & (modes[:, 1] >= 0))
     multiplicity = np.where(np.any(modes != 0, axis=1), 2.0, 1.0)
     dropped = float(cumulative[cut - 1]) if cut > 0 else 0.0
-    return Series2d(modes[keep], (raw[i, j] * multiplicity)[keep], dropped + sum(beyond) + misfit)
+    return Series2d(modes[keep], (raw[i, j] * multiplicity)[keep], dropped + sum(beyond), misfit)
 
 
 def _pieces(

@@ -24,6 +24,8 @@ Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 ROUNDOFF = 2.3e-16
+_FEW_EDGES = 4  # modes near a cut that say how fast sums fall there
+_EDGE_SAFETY = 3.0
 _MAX_POINTS = 3e9  # lattice points times sources of one frame; beyond it the engine says so instead of starting
 
 
@@ -39,6 +41,7 @@ class Coordinate:
     sigma: float  # standard deviation of the Gaussian noise in z
     tails: Tails  # of z
     shift: tuple[float, float]  # least and largest m(beta)
+    of_b: bool = False  # whether z is 0, so that c = m(beta)
     pieces: tuple[tuple[Tails, float], ...] = ()  # tails and means of the linear forms of y that c is one of, if it is
 
     def bounds(self, log_epsilon: float) -> tuple[float, float]:
@@ -98,10 +101,11 @@ class Frame:
         self.law, self.transform, self.w = law, transform, w
         self.axes, self.modes = axes, modes
         self._along: dict[bytes, ComplexArray] = {}  # made elsewhere, until they are read
-        steps = np.array([a.delta * a.coordinate.v for a in axes])
+        steps = np.array([a.delta * a.coordinate.v for a in axes]).reshape(len(axes), len(w))
         parts = [(a.coordinate, a.period.middle) for a in axes]
-        table = np.array([[c.center - middle, c.theta, c.kappa] for c, middle in parts])
-        self._center, self._theta, self._alpha = (modes @ (table * np.array([[a.delta] for a in axes]))).T.copy()
+        table = np.array([[c.center - middle, c.theta, c.kappa] for c, middle in parts]).reshape(len(axes), 3)
+        delta = np.array([a.delta for a in axes])
+        self._center, self._theta, self._alpha = (modes @ (table * delta[:, None])).T.copy()
         b_step, b_modes = (np.zeros(len(w)), 0) if transform is None else (u * transform.step, transform.modes)
         points = len(modes) * (2.0 * b_modes + 1) * max(1, len(law.priors))
         if points > _MAX_POINTS:
@@ -111,6 +115,11 @@ class Frame:
             )
         self.lattice = Lattice(law, steps, modes, b_step, b_modes, compiled)
         self.rounding = 8 * ROUNDOFF * self.lattice.rounding()
+
+    @cached_property
+    def noise(self) -> Array:
+        """What the Gaussian noise of the modes' own coordinates leaves of each at most, (N,)."""
+        return np.maximum(self.lattice.over_n, 1e-300)
 
     def _base(self, rows: slice, powers: int) -> ComplexArray:
         """What the lattice sums against, (powers, N, K); K = 1 where f is affine in y and b plays no part."""
@@ -182,26 +191,62 @@ class Frame:
             self._along[along.tobytes()] = sums.along
 
 
+class FrameOfB(Frame):
+    """The sums of one integrand that is a function of b alone: its Fourier integrals (3, K), times psi^l for l = 0, 1, 2, take the
+    place of those of exponentials, so that X = [E g] and f = [E[g f]]."""
+
+    def __init__(self, law: LinearLaw, transform: PsiTransform, u: Array, w: Array, integrals: ComplexArray) -> None:
+        super().__init__(law, transform, u, w, [], np.zeros((1, 0), dtype=np.int64))
+        self._integrals = integrals
+
+    def lacks(self, order: int) -> bool:
+        """Never: who would make its sums elsewhere knows axes and modes, and it has none."""
+        return False
+
+    def _base(self, rows: slice, powers: int) -> ComplexArray:
+        return self._integrals[:powers, None, :]
+
+
 @dataclass(frozen=True)
 class Term:
-    """An integrand on a frame: coefficients of its modes (multiplicity included), and the error of cutting it."""
+    """An integrand on a frame: coefficients of its modes (multiplicity included), and the errors of cutting it.
+
+    error: what its range and b leave out, about. dropped: what the modes left out add if E e^{i <omega, c>} is as large there as
+    the noise allows; `edge` are modes of the frame near the cut, which say how much smaller it is.
+    """
 
     frame: Frame
     coefficients: ComplexArray
     error: float
+    dropped: float = 0.0
+    edge: NDArray[np.intp] | slice | None = None
     first: int | None = None  # the first so many modes of the frame only; None: all of them
 
+    def _left_out(self, sums: ComplexArray) -> Array:
+        """`dropped` by what sums (N, ..) of the frame are near the cut: they fall off at least as fast beyond it."""
+        if self.edge is None or self.dropped == 0.0 or len(self.frame.noise[self.edge]) < _FEW_EDGES:
+            return np.full(sums.shape[1:], self.dropped)
+        at, noise = sums[self.edge], self.frame.noise[self.edge]
+        falls = np.abs(at) / noise.reshape(-1, *[1] * (sums.ndim - 1))
+        return np.asarray(self.dropped * np.minimum(1.0, _EDGE_SAFETY * falls.max(axis=0)))
+
+    @cached_property
+    def _rounding(self) -> float:
+        return float(np.abs(self.coefficients) @ self.frame.rounding[: self.first])
+
     def value(self) -> tuple[float, float]:
-        """E g, and a bound on its error."""
-        rounding = float(np.abs(self.coefficients) @ self.frame.rounding[: self.first])
-        return float((self.coefficients @ self.frame.X[: self.first]).real), self.error + rounding
+        """E g, and an estimate of its error."""
+        X = self.frame.X[: self.first]
+        return float((self.coefficients @ X).real), self.error + float(self._left_out(X)) + self._rounding
 
-    def vector(self, Y: ComplexArray) -> Array:
-        """The same with a vector-valued sum of the frame, (n2,)."""
-        return np.asarray((self.coefficients @ Y[: self.first]).real)
+    def vector(self, Y: ComplexArray, size: Array) -> tuple[Array, Array]:
+        """The same with vector-valued sums of the frame that reach `size`, (n2,)."""
+        Y = Y[: self.first]
+        left_out = np.minimum(self._left_out(Y), self.dropped * size)
+        return np.asarray((self.coefficients @ Y).real), (self.error + self._rounding) * size + left_out
 
-    def F(self) -> tuple[Array, float]:
-        """E[g F], F = (f, 1), and the error of its last entry."""
-        vector = self.vector(self.frame.f)  # first, since it brings X along
+    def F(self, size: Array) -> tuple[Array, Array]:
+        """E[g F], F = (f, 1), and its errors, (n2 + 1,); f reaches `size` (n2,) where tails are cut."""
+        values, errors = self.vector(self.frame.f, size)  # first, since it brings X along
         value, error = self.value()
-        return np.append(vector, value), error
+        return np.append(values, value), np.append(errors, error)

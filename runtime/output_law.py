@@ -22,7 +22,7 @@ from elbotree.runtime.psi_transform import PsiTransform, finite_psi
 
 Array = NDArray[np.float64]
 
-_B_SHARE = 0.002  # of tol, for each cut in b
+_B_SHARE = 0.0002  # of tol, for each cut in b
 
 
 class OutputLaw:
@@ -50,6 +50,9 @@ class OutputLaw:
         # f itself where f is affine in y, otherwise y: what lattices run over
         self.lattice_law = self.y if self.affine is None else self.y.mapped(*self.affine)
         self._p1 = p1
+        spread = np.sqrt([p.variance() for p in p1.priors]).reshape(-1)
+        # Cov(y) = root root^T: whether a read-out varies at all is seen here and not in its variance, which has half the digits
+        self._root = np.hstack([p1.noise_std * layer.A, self._feature_columns * spread])
         self._tails: dict[tuple[bool, bytes], Tails] = {}
 
     def at(self, tol: float) -> OutputLaw:
@@ -144,12 +147,12 @@ class OutputLaw:
 
     def _of_b(self, g: Callable[[Array], Array]) -> tuple[float, Array, float]:
         """E[g(b)], E[g(b) (y - ybar)] and an error for the first (times |y - ybar|: for the second)."""
-        beta, _, _, F = self._transform.nodes(1.0)
-        values = np.broadcast_to(g(self._bbar + beta), beta.shape)
-        X, Y = self._b_lattice.moments(lambda rows, powers: (F @ values)[None, None, :], 1, 1)
-        size = float(np.abs(values).max(initial=0.0))
-        rounding = 8 * ROUNDOFF * size * float(self._b_lattice.rounding()[0])
-        return float(X[0, 0].real), Y[0, 0].real, self.b_error * size + rounding
+        integrals, largest, missed = self._transform.integrals(
+            lambda beta: np.broadcast_to(g(self._bbar + beta), beta.shape)
+        )
+        X, Y = self._b_lattice.moments(lambda rows, powers: integrals[:1, None, :], 1, 1)
+        rounding = 8 * ROUNDOFF * largest * float(self._b_lattice.rounding()[0])
+        return float(X[0, 0].real), Y[0, 0].real, self.b_error * largest + missed + rounding
 
     @cached_property
     def f_moments(self) -> tuple[Array, Array, float]:
@@ -177,10 +180,11 @@ class OutputLaw:
         """psi(b) as weighted values (they sum to 1 up to the tolerance); None where f is affine in y."""
         if self.affine is not None:
             return None
-        _, _, psi, F = self._transform.nodes(1.0)
-        unit = np.eye(self._b_lattice.columns, dtype=np.complex128)[:, None, :]
-        phi = self._b_lattice.values(lambda rows, powers: unit, len(unit))[:, 0]
-        return psi, np.asarray((phi @ F).real)
+        nodes = self._transform.nodes(1.0, 0.0)
+        k = np.arange(-self._transform.modes, self._transform.modes + 1)[:, None]
+        along = Lattice(self.y, (self.u * self._transform.step)[None, :], k, np.zeros(len(self.w)), 0)
+        phi = along.values(lambda rows, powers: np.ones((1, len(k[rows]), 1)), 1)[0]
+        return nodes.psi, nodes.density(phi) * nodes.weights
 
     def feature_columns(self) -> Array:
         """The directions in which the features of x1 move f when psi(b) is held: A B1, or T A B1 where f = T y + const."""
@@ -244,9 +248,12 @@ class OutputLaw:
         near = np.concatenate([breaks, breaks - 1e-9, breaks + 1e-9])
         beta = np.concatenate([np.linspace(lo, hi, 513), near[(near > lo) & (near < hi)]])
         shift = center + theta * beta + kappa * self._psi_at(self._bbar + beta)
-        sigma = float(np.sqrt(max(0.0, float(v @ law.noise @ v))))
         ends = float(shift.min()), float(shift.max())
-        return Coordinate(v, theta, kappa, center, sigma, self._tails_of(law, v), ends, self._pieces(row, bias))
+        size = float(np.linalg.norm(row)) * float(np.linalg.norm(self._root))
+        if self._b_noisy and float(np.linalg.norm(v @ self._root)) <= 1e-13 * size:
+            return Coordinate(v, theta, kappa, center, 0.0, Tails.of_constant(), ends, of_b=True)
+        sigma = float(np.sqrt(max(0.0, float(v @ law.noise @ v))))
+        return Coordinate(v, theta, kappa, center, sigma, self._tails_of(law, v), ends, pieces=self._pieces(row, bias))
 
     def _pieces(self, row: Array, bias: float) -> tuple[tuple[Tails, float], ...]:
         """The forms <row + kappa slope u, y> + constant that c is one of where psi is linear on pieces: their tails and

@@ -475,7 +475,17 @@ class PairLattice:
             merged_slopes: Any = pair_loops.merged_slopes
             chosen = np.nonzero(self.merged)[0]
             merged_slopes(
-                np.ascontiguousarray(c), terms, self.first, R, chosen, self.A, self.B, weak.coefficients, begin, out
+                np.ascontiguousarray(c),
+                terms,
+                self.limits,
+                self.first,
+                R,
+                chosen,
+                self.A,
+                self.B,
+                weak.coefficients,
+                begin,
+                out,
             )
             return out
         p, q = (self.first + np.arange(c.shape[0])).astype(float), np.arange(c.shape[1]).astype(float)

@@ -495,34 +495,45 @@ def walk_pair(
 
 @_entry
 def merged_slopes(
-    c: Any, terms: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any, begin: int, out: Any
-) -> None:
+    c: Any, terms: Any, limits: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any, begin: int,
+    out: Any,
+) -> None:  # fmt: skip
     """out[i] = sum over modes of c[p, q] sum_k terms[p, q, k] T_i'(p A_i + q B_i; k) for the sources i in `chosen`, T_i their
-    parts of the polynomial: sum_m coefficients[m, i] delta^m, m <= degree + 1, the first of the K frequencies at `begin`."""
+    parts of the polynomial: sum_m coefficients[m, i] delta^m, m <= degree + 1, the first of the K frequencies at `begin`.
+    limits[p, q]: how far |k| goes, which along a row of modes never grows."""
     rows, columns, K = terms.shape
     R = degree
     met = np.zeros((R + 1, R + 1, 2, K))  # sum c p^a q^b terms, a + b <= R
     over_q, term = np.empty((R + 1, 2, K)), np.empty((2, K))
+    half = K // 2
     for row in range(rows):
-        over_q[:] = 0.0
+        if limits[row, 0] < 0:
+            continue
+        # unsigned bounds: an index that cannot be negative needs no check, and the loops vectorise
+        least, most = np.uint64(half - limits[row, 0]), np.uint64(half + limits[row, 0] + 1)
+        for b in range(R + 1):
+            for k in range(least, most):
+                over_q[b, 0, k] = 0.0
+                over_q[b, 1, k] = 0.0
         for q in range(columns):
             re, im = c[row, q].real, c[row, q].imag
-            if re == 0.0 and im == 0.0:
+            if limits[row, q] < 0 or (re == 0.0 and im == 0.0):
                 continue
-            for k in range(K):
+            lo, hi = np.uint64(half - limits[row, q]), np.uint64(half + limits[row, q] + 1)
+            for k in range(lo, hi):
                 term[0, k] = re * terms[row, q, k].real - im * terms[row, q, k].imag
-            for k in range(K):
+            for k in range(lo, hi):
                 term[1, k] = re * terms[row, q, k].imag + im * terms[row, q, k].real
             power = 1.0
             for b in range(R + 1):
-                for k in range(K):
+                for k in range(lo, hi):
                     over_q[b, 0, k] += power * term[0, k]
                     over_q[b, 1, k] += power * term[1, k]
                 power *= q
         power = 1.0
         for a in range(R + 1):
             for b in range(R + 1 - a):
-                for k in range(K):
+                for k in range(least, most):
                     met[a, b, 0, k] += power * over_q[b, 0, k]
                     met[a, b, 1, k] += power * over_q[b, 1, k]
             power *= first + row

@@ -122,7 +122,7 @@ class Pairs:
         executor: Executor | None,
     ) -> None:
         self._output, self._encoder = output, encoder
-        self._compiled, self._gradients, self._threads = compiled, gradients, threads
+        self._compiled, self.gradients, self._threads = compiled, gradients, threads
         self._elsewhere = None if executor is None else Elsewhere(executor)
         self._laws: dict[int, _Law] = {}
         self._ranges: dict[tuple[int, int, int], _Range] = {}
@@ -200,6 +200,7 @@ class Pairs:
 
     def _made(self, g: Integrand, level: int, line: bool, little: int, sigma: float) -> Part:
         where, tol = self._range(g, level), _tol(level)
+        noise = where.coordinate.sigma
         slope, middle = self._slope(g, level) if line else 0.0, 0.5 * (where.lo + where.hi)
 
         def rest(c: Array) -> Array:
@@ -208,11 +209,13 @@ class Pairs:
         key = (g.feature, g.uses[0], level, little)
         axis = self._axes.get(key)
         if axis is not None:
-            return Part(axis, Spectrum(rest, axis.period, 0.1 * tol, _name(g)), where.outside)
-        found = [Spectrum(rest, Period(where.lo, where.hi, 0.0), 0.1 * tol, _name(g))]
-        if found[0].cut(sigma, 0.1 * tol).P > _MANY or found[0].cut(sigma, 0.1 * tol).dropped > tol:
+            return Part(axis, Spectrum(rest, axis.period, 0.1 * tol, _name(g), noise), where.outside)
+        found = [Spectrum(rest, Period(where.lo, where.hi, 0.0), 0.1 * tol, _name(g), noise)]
+        if found[0].cut(sigma, 0.1 * tol).P > _MANY or found[0].cut(sigma, 0.1 * tol).error > tol:
             # not smooth enough at the wrap for so little noise: windows may need fewer modes
-            found += [Spectrum(rest, Period(where.lo, where.hi, pad), 0.1 * tol, _name(g)) for pad in PADS if pad > 0.0]
+            found += [
+                Spectrum(rest, Period(where.lo, where.hi, pad), 0.1 * tol, _name(g), noise) for pad in PADS if pad > 0.0
+            ]
         spectrum = min(found, key=lambda made: made.cost(sigma, 0.1 * tol))
         axis = self._axes[key] = Axis(where.coordinate, spectrum.period)
         self._numbers[id(axis)] = len(self._travelling)
@@ -244,12 +247,12 @@ class Pairs:
         a, b = self._part(g, level, lines[0], of_c), self._part(h, level, lines[1], of_d)
         s, r = a.series(of_c, tol / (8 * b.size)), b.series(of_d, tol / (8 * a.size))
         # where sums with F come next, derivatives will want modes a little further out
-        sharper = 8 if self._gradients else 1
+        sharper = 8 if self.gradients else 1
         wide = a.series(of_c, tol / (8 * sharper * b.size)), b.series(of_d, tol / (8 * sharper * a.size))
         need = Need(*wide, 0.5 * tol / sharper)
         tail = a.tail * b.size + b.tail * a.size + out.b_error * a.size * b.size
         pair = self._numbers[id(a.axis)], self._numbers[id(b.axis)]
-        return PairTerm(pair, Asked(s, r, 0.5 * tol, need, row, weight), tail, s.dropped * b.size + r.dropped * a.size)
+        return PairTerm(pair, Asked(s, r, 0.5 * tol, need, row, weight), tail, s.error * b.size + r.error * a.size)
 
     # ------------------------------------------------------------------ blocks of pairs
 
@@ -272,7 +275,7 @@ class Pairs:
         axes = {number: self._travelling[number] for pair in by_pair for number in pair}
         pairs = tuple((pair, self._needs.get(pair, ()), tuple(asks)) for pair, asks in by_pair.items())
         rows = 1 + max((term.asked.row for term in terms if term.asked.row is not None), default=-1)
-        return Block(axes, pairs, len(terms), rows, self._gradients and self.crew.ahead)
+        return Block(axes, pairs, len(terms), rows, self.gradients and self.crew.ahead)
 
     @contextmanager
     def walked(
@@ -299,8 +302,8 @@ class Pairs:
 
     def forecast(self, level: int, terms: Sequence[PairTerm], count: int) -> tuple[float, float]:
         """Seconds on one core and bytes a process for `count` pairs, of which these are a fair choice."""
-        seconds, memory = self.crew.forecast(self._law(level), self._block(terms), self._gradients)
-        return seconds * (2.0 if self._gradients else 1.0) * count, min(memory * count, max(KEPT_BYTES, memory))
+        seconds, memory = self.crew.forecast(self._law(level), self._block(terms), self.gradients)
+        return seconds * (2.0 if self.gradients else 1.0) * count, min(memory * count, max(KEPT_BYTES, memory))
 
 
 def _tol(level: int) -> float:

@@ -13,6 +13,8 @@ the sum, though not for each k alone. Elsewhere Gauss-Legendre panels are used, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
@@ -23,7 +25,7 @@ from scipy.special import erfc
 
 from elbotree.runtime.activations import Activation
 from elbotree.runtime.errors import UnsupportedError
-from elbotree.runtime.quadrature import panels
+from elbotree.runtime.quadrature import MOST_TURNS, panels
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -31,6 +33,7 @@ ComplexArray = NDArray[np.complex128]
 
 _MOST_POINTS = 1 << 16  # on which a smooth psi is looked at
 _AT_ONCE = 1 << 17  # points whose waves are held at once
+_MOST_KEPT = 1 << 21  # waves that are kept for the next rows: 32 MiB
 
 
 def waves(angle: Array) -> ComplexArray:
@@ -38,6 +41,11 @@ def waves(angle: Array) -> ComplexArray:
     out = np.empty(angle.shape, dtype=np.complex128)
     out.real, out.imag = np.cos(angle), np.sin(angle)
     return out
+
+
+def _level(size: float) -> int:
+    """Sizes to within a quarter, by which nodes are shared."""
+    return int(np.ceil(np.log(max(size, 1e-3)) / np.log(1.25)))
 
 
 def finite_psi(psi: Activation, b: Array) -> Array:
@@ -52,14 +60,53 @@ def finite_psi(psi: Activation, b: Array) -> Array:
     return value
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """A rule for integrals over b: beta, weights and psi(beta), (Q,), and the frequencies k step of b, (K,)."""
+
+    beta: Array
+    weights: Array
+    psi: Array
+    frequencies: Array
+
+    @cached_property
+    def _kept(self) -> ComplexArray | None:
+        """exp(-i k step beta), (Q, K), where that is small."""
+        few = len(self.beta) * len(self.frequencies) <= _MOST_KEPT
+        return waves(np.multiply.outer(self.beta, -self.frequencies)) if few else None
+
+    def _turned(self) -> Iterator[tuple[slice, ComplexArray]]:
+        """exp(-i k step beta), some beta at a time."""
+        if self._kept is not None:
+            yield slice(None), self._kept
+            return
+        width = max(1, _AT_ONCE // len(self.frequencies))
+        for start in range(0, len(self.beta), width):
+            part = slice(start, start + width)
+            yield part, waves(np.multiply.outer(self.beta[part], -self.frequencies))
+
+    @property
+    def _share(self) -> float:
+        return float(self.frequencies[1] - self.frequencies[0]) / (2 * np.pi)
+
+    def against(self, values: Array | ComplexArray) -> ComplexArray:
+        """(step / 2 pi) sum_q weight_q values[.., q] exp(-i k step beta_q), (.., K)."""
+        weighted = values * (self.weights * self._share)
+        return np.asarray(sum(weighted[..., part] @ turned for part, turned in self._turned()))
+
+    def density(self, phi: ComplexArray) -> Array:
+        """(step / 2 pi) Re sum_k phi[k] exp(-i k step beta), (Q,): the density of b at the nodes."""
+        return np.concatenate([(turned @ phi).real * self._share for _, turned in self._turned()])
+
+
 class PsiTransform:
     """Integrals of psi^l exp(i alpha psi) against the frequencies of b, on one range of beta = b - bbar."""
 
     def __init__(self, psi: Activation, bbar: float, lo: float, hi: float, modes: int, tol: float) -> None:
         self.psi, self.bbar, self.lo, self.hi, self.modes, self.tol = psi, bbar, lo, hi, modes, tol
         self.step = 2 * np.pi / (hi - lo)
-        self._nodes: dict[int, tuple[Array, Array, Array, ComplexArray]] = {}
-        self._grids: dict[int, int] = {}
+        self._nodes: dict[tuple[int, int], Nodes] = {}
+        self._grids: dict[tuple[int, int], int] = {}
 
     def at(self, beta: Array) -> Array:
         """psi at b = bbar + beta."""
@@ -90,26 +137,53 @@ class PsiTransform:
         """max |psi| over the range."""
         return max(1e-300, float(np.abs(self.at(np.linspace(self.lo, self.hi, 129))).max()))
 
-    def nodes(self, turns: float) -> tuple[Array, Array, Array, ComplexArray]:
-        """beta, weights, psi(beta) and F[k, b] = (step / 2 pi) weight_b exp(-i k step beta_b), for integrands that turn by
-        at most `turns` per unit of b besides the lattice's own frequencies."""
-        level = int(np.ceil(np.log(max(turns, 1e-3)) / np.log(1.25)))
-        if level not in self._nodes:
-            turn = 1.25**level
+    @cached_property
+    def frequencies(self) -> Array:
+        """k step for k = -modes..modes."""
+        return self.step * np.arange(-self.modes, self.modes + 1)
+
+    def nodes(self, turns: float, alpha: float) -> Nodes:
+        """Nodes for integrands that hold exp(i alpha psi) and turn by at most `turns` radians over the whole range besides the
+        lattice's own frequencies."""
+        key = _level(turns), _level(alpha * self.largest)
+        if key not in self._nodes:
+            turn, most = 1.25 ** key[0] / (self.hi - self.lo), 1.25 ** key[1] / self.largest
 
             def wave(beta: Array) -> ComplexArray:
-                return np.asarray(np.exp(1j * turn * self.at(beta) / self.steepness))
-
-            def power(beta: Array) -> Array:
-                return np.asarray((self.at(beta) / self.largest) ** 2)
+                return waves(most * self.at(beta))
 
             frequency = float(np.hypot(self.modes * self.step, turn))
-            beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [wave, power], self.tol * 0.1)
-            k = np.arange(-self.modes, self.modes + 1)
-            turn_k = np.exp(-1j * self.step * np.multiply.outer(k, beta))
-            F: ComplexArray = np.asarray(turn_k * (weights * (self.step / (2 * np.pi))), dtype=np.complex128)
-            self._nodes[level] = (beta, weights, self.at(beta), F)
-        return self._nodes[level]
+            tol = max(0.1 * self.tol, 4e-16 * most * self.largest)  # phases are rounded too
+            beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [wave, self._power], tol)
+            self._nodes[key] = Nodes(beta, weights, self.at(beta), self.frequencies)
+        return self._nodes[key]
+
+    def integrals(self, g: Callable[[Array], Array]) -> tuple[ComplexArray, float, float]:
+        """(step / 2 pi) int psi^l g(beta) exp(-i k step beta) d beta for l = 0, 1, 2, (3, K); max |g|; and what the quadrature may
+        miss of any E g. g must be smooth between psi's breaks."""
+        grid = self.lo + (self.hi - self.lo) * np.linspace(0.0, 1.0, 257)
+        largest = max(1e-300, float(np.abs(g(grid)).max()))
+
+        def scaled(beta: Array) -> Array:
+            return np.asarray(g(beta) / largest)
+
+        # nodes four times as dense as the density of b asks for: what is narrower than they stand apart holds little mass
+        frequency = min(4 * self.modes * self.step, max(self.modes * self.step, MOST_TURNS / (self.hi - self.lo)))
+        missed = 1e-3 * self.tol / max(1.0, largest)
+        while True:
+            try:
+                beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [scaled, self._power], missed)
+                break
+            except UnsupportedError:  # a g that is a quadrature itself has digits enough for less
+                if missed > 1e-6:
+                    raise
+                missed *= 100
+        nodes, values = Nodes(beta, weights, self.at(beta), self.frequencies), g(beta)
+        powers = np.stack([values, values * nodes.psi, values * nodes.psi**2])
+        return nodes.against(powers), largest, missed * largest
+
+    def _power(self, beta: Array) -> Array:
+        return np.asarray((self.at(beta) / self.largest) ** 2)
 
     def rows(
         self, center: Array, theta: Array, alpha: Array, powers: int, limits: NDArray[np.int64] | None = None
@@ -126,41 +200,39 @@ class PsiTransform:
             return out
         if self.psi.pieces is not None:
             return self._linear_pieces(center, theta, alpha, powers)
-        turns = float(np.max(np.abs(theta) + np.abs(alpha) * self.steepness, initial=0.0)) + 1.0
-        points = self.points(turns) if not self.breaks else 0
+        most = float(np.abs(alpha).max(initial=0.0))
+        turns = (float(np.abs(theta).max(initial=0.0)) + most * self.steepness) * (self.hi - self.lo)
+        points = self.points(turns, most) if not self.breaks else 0
         if points:
             return self._by_trapezoids(center, theta, alpha, powers, points)
-        beta, _, psi, F = self.nodes(turns)
-        phase = waves(center[:, None] + np.multiply.outer(theta, beta) + np.multiply.outer(alpha, psi))
-        return np.stack([(phase * psi**power) @ F.T for power in range(powers)])
+        nodes = self.nodes(turns, most)
+        phase = waves(center[:, None] + np.multiply.outer(theta, nodes.beta) + np.multiply.outer(alpha, nodes.psi))
+        return np.stack([nodes.against(phase * nodes.psi**power) for power in range(powers)])
 
-    def points(self, turns: float) -> int:
-        """How many points, a power of two, the trapezoidal rule needs for integrands that turn by at most `turns` per unit of b
-        besides the lattice's own frequencies; 0 where psi is too rough for it.
+    def points(self, turns: float, alpha: float) -> int:
+        """How many points, a power of two, the trapezoidal rule needs for integrands like those of `nodes`; 0 where psi is too
+        rough for it.
 
         Read off the spectrum of the steepest integrand under a window that dies out at both ends, as the density does.
         """
-        level = int(np.ceil(np.log(max(turns, 1e-3)) / np.log(1.25)))
-        if level not in self._grids:
-            turn = 1.25**level
-            fine = 1 << int(np.ceil(np.log2(16 * (self.modes + turn / self.step) + 256)))
-            self._grids[level] = 0
+        key = _level(turns), _level(alpha * self.largest)
+        if key not in self._grids:
+            turn, most = 1.25 ** key[0], 1.25 ** key[1] / self.largest
+            fine = 1 << int(np.ceil(np.log2(16 * (self.modes + turn / (2 * np.pi)) + 256)))
+            self._grids[key] = 0
             if fine <= _MOST_POINTS:
                 x = np.arange(fine) / fine
                 psi = self.at(self.lo + (self.hi - self.lo) * x)
                 window = 0.5 * erfc(6.0 * (np.abs(2 * x - 1) - 0.8) / 0.2)
-                parts = [
-                    np.abs(np.fft.fft(g * window)) / fine
-                    for g in (waves(turn * psi / self.steepness), (psi / self.largest) ** 2)
-                ]
+                parts = [np.abs(np.fft.fft(g * window)) / fine for g in (waves(most * psi), (psi / self.largest) ** 2)]
                 size = np.maximum(*parts)
                 size[1 : fine // 2] += size[: fine // 2 : -1]  # both signs
                 beyond = np.cumsum(size[: fine // 2][::-1])[::-1]
                 good = np.nonzero(beyond <= max(0.1 * self.tol, 1e-13))[0]
                 if len(good):
                     points = 1 << int(np.ceil(np.log2(2 * (self.modes + int(good[0])) + 2)))
-                    self._grids[level] = points if points <= fine else 0
-        return self._grids[level]
+                    self._grids[key] = points if points <= fine else 0
+        return self._grids[key]
 
     def _by_trapezoids(self, center: Array, theta: Array, alpha: Array, powers: int, points: int) -> ComplexArray:
         beta = self.lo + (self.hi - self.lo) * np.arange(points) / points

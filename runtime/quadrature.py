@@ -20,7 +20,7 @@ from elbotree.runtime.errors import UnsupportedError
 Array = NDArray[np.float64]
 
 _MAX_PANELS = 400
-_MOST_TURNS = 4e5  # radians of one integrand: a hundred thousand nodes
+MOST_TURNS = 4e5  # radians of one integrand: a hundred thousand nodes
 
 
 @lru_cache(maxsize=256)
@@ -59,10 +59,10 @@ def panels(
     Raises UnsupportedError when that is not enough (the function is not piecewise smooth at any resolution tried), and for
     frequency (hi - lo) beyond 4e5.
     """
-    if not frequency * (hi - lo) <= _MOST_TURNS:
+    if not frequency * (hi - lo) <= MOST_TURNS:
         raise UnsupportedError(
             f"b ranges from {lo:.3g} to {hi:.3g}, and what is integrated over it turns {frequency * (hi - lo):.3g} radians there; "
-            f"the limit is {_MOST_TURNS:.0e}, so bring b's numbers nearer to 1, or raise input.noise_std"
+            f"the limit is {MOST_TURNS:.0e}, so bring b's numbers nearer to 1, or raise input.noise_std"
         )
     ends = [lo, *sorted({b for b in breaks if lo < b < hi}), hi]
     todo = list(reversed(list(pairwise(ends))))

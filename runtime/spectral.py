@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from elbotree.runtime.errors import CostError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, best_spectrum, finite, series_2d
-from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, Term
+from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, FrameOfB, Term
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.output_law import OutputLaw
@@ -116,7 +116,7 @@ class _Begun:
     """E[g_j h_k] for pairs, under way: which pairs are made how, and the answers of those on lattices as they come.
 
     linear   one of the two is linear in its c
-    of_one   both are functions of one coordinate: with their product
+    of_one   both are functions of one coordinate, or of b: with their product, to a tolerance
     known    remembered from before: value, tail, error
     tiles    of those on lattices the others, as `walked` gives their answers; `level`, and whether all are posterior `means`
     """
@@ -129,7 +129,7 @@ class _Begun:
     linear_g: list[tuple[float, ...] | None]
     linear_h: list[tuple[float, ...] | None]
     linear: list[Task] = field(default_factory=list)
-    of_one: list[tuple[int, int, float, Integrand]] = field(default_factory=list)
+    of_one: list[tuple[int, int, float, Callable[[float], Term]]] = field(default_factory=list)
     known: list[tuple[int, int, float, float, float]] = field(default_factory=list)
     means: bool = False
     level: int = 0
@@ -226,6 +226,7 @@ class SpectralExpectations:
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
         self._paddings: dict[tuple[int, int, int, int], int] = {}
         self._singles: dict[int, Frame] = {}
+        self._terms_of_b: dict[int, tuple[Integrand, Term]] = {}
         self._spectra: dict[tuple[int, int], tuple[Integrand, Spectrum]] = {}
         self._sizes: dict[tuple[int, int], tuple[Integrand, float]] = {}
         self._mean_pairs: dict[tuple[str, str, int], tuple[float, float, float, float]] = {}
@@ -338,23 +339,23 @@ class SpectralExpectations:
         fine = float(100.0 ** np.floor(np.log(tol / 4) / np.log(100.0)))
         enough = sigma >= 0.6 * self._coordinate(j, r).sigma
         key = (j, r, level, 0 if enough else -1 if sigma == 0.0 else int(np.floor(np.log(sigma))) + 1000)
-        name = _name(g)
+        name, noise = _name(g), self._coordinate(j, r).sigma
         if key not in self._paddings:
             lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(level))
-            chosen = best_spectrum(self._value(g), lo, hi, sigma, fine, name)
+            chosen = best_spectrum(self._value(g), lo, hi, sigma, fine, name, noise)
             self._paddings[key] = PADS.index(chosen.period.pad)
             self._spectra[id(g), id(self._axis(j, r, level, self._paddings[key]))] = (g, chosen)
         axis = self._axis(j, r, level, self._paddings[key])
         made = self._spectra.get((id(g), id(axis)))
         if made is None or made[1].tol > fine:
             # the integrand is kept beside its spectrum, so that its id stays taken
-            made = self._spectra[id(g), id(axis)] = (g, Spectrum(self._value(g), axis.period, fine, name))
+            made = self._spectra[id(g), id(axis)] = (g, Spectrum(self._value(g), axis.period, fine, name, noise))
         cut = made[1].cut(sigma, tol / 4)
-        if cut.dropped > tol:
+        if cut.error > tol:
             lo, hi = axis.period.lo, axis.period.hi
-            chosen = best_spectrum(self._value(g), lo, hi, sigma, fine, name)
+            chosen = best_spectrum(self._value(g), lo, hi, sigma, fine, name, noise)
             other = chosen.cut(sigma, tol / 4)
-            if other.dropped < 0.5 * cut.dropped:
+            if other.error < 0.5 * cut.error:
                 axis, cut = self._axis(j, r, level, PADS.index(chosen.period.pad)), other
                 self._spectra[id(g), id(axis)] = (g, chosen)
         return axis, cut, tail
@@ -388,8 +389,34 @@ class SpectralExpectations:
         out = self.output
         return Frame(out.lattice_law, out.transform, out.u, out.w, axes, modes, self._compiled)
 
+    def _of_b(self, g: Integrand) -> Callable[[Array], Array] | None:
+        """g as a function of beta, where all its coordinates are functions of b alone; else None."""
+        coordinates = [self._coordinate(g.feature, r) for r in g.uses]
+        transform = self.output.transform
+        if transform is None or not coordinates or not all(c.of_b for c in coordinates):
+            return None
+
+        def of_b(beta: Array) -> Array:
+            psi = transform.at(beta)
+            return finite(_name(g), g.value, *(c.center + c.theta * beta + c.kappa * psi for c in coordinates))
+
+        return of_b
+
+    def _term_of_b(self, g: Callable[[Array], Array]) -> Term:
+        """A function of beta as one sum over the frequencies of b."""
+        transform = self.output.transform
+        assert transform is not None
+        integrals, largest, missed = transform.integrals(g)
+        frame = FrameOfB(self.output.lattice_law, transform, self.output.u, self.output.w, integrals / largest)
+        return Term(frame, np.array([largest + 0j]), self.output.b_error * largest + missed)
+
     def _term(self, g: Integrand, tol: float) -> Term:
         """g as a sum over the modes of its own coordinates."""
+        if (of_b := self._of_b(g)) is not None:
+            if id(g) not in self._terms_of_b:
+                # the integrand is kept beside its term, so that its id stays taken
+                self._terms_of_b[id(g)] = g, self._term_of_b(of_b)
+            return self._terms_of_b[id(g)][1]
         if len(g.uses) == 2:
             at = [self._fixed(g.feature, r) for r in g.uses]
             if at == [None, None]:
@@ -406,7 +433,8 @@ class SpectralExpectations:
         if frame is None or len(frame.modes) <= s.P:
             frame = self._frame([axis], np.arange(int(1.3 * s.P) + 1)[:, None])
             self._singles[id(axis)] = frame
-        return Term(frame, s.half(), tail + s.dropped + self.output.b_error * s.largest, s.P + 1)
+        edge = slice((s.P + 1) // 2, s.P + 1)
+        return Term(frame, s.half(), tail + s.unresolved + self.output.b_error * s.largest, s.dropped, edge, s.P + 1)
 
     def _double_term(self, g: Integrand, tol: float) -> Term:
         coordinates = [self._coordinate(g.feature, r) for r in g.uses]
@@ -420,8 +448,11 @@ class SpectralExpectations:
         V = np.array([c.v for c in coordinates])
         noise = V @ self.output.lattice_law.noise @ V.T
         double = series_2d(self._value(g), [a.period for a in axes], noise, tol / 4, _name(g))
-        left_out = tol / 4 + double.dropped + self.output.b_error * largest
-        return Term(self._frame(axes, double.modes), double.coefficients, left_out)
+        frame = self._frame(axes, double.modes)
+        beyond = tol / 4 + double.unresolved + self.output.b_error * largest
+        sizes = np.abs(double.coefficients) * frame.noise
+        edge = np.argsort(sizes)[: len(sizes) // 2]
+        return Term(frame, double.coefficients, beyond, double.dropped, edge)
 
     def _terms(
         self, asked: Sequence[tuple[int, Integrand, float]], order: int, along: Array | None = None
@@ -515,8 +546,7 @@ class SpectralExpectations:
             share = max(weight, scale if importance is None else 0.0) * len(gs)
             on_lattices.append((i, g, min(self.tol / share, 0.5)))
         for i, term in self._terms(on_lattices, 1):
-            values[i], error = term.F()
-            errors[i] = error * np.append(self.output.f_size, 1.0)
+            values[i], errors[i] = term.F(self.output.f_size)
         return Estimate(values, errors)
 
     def of_c_F(self, gs: Sequence[Integrand], *, along: Array | None = None, centre: Array | None = None) -> Estimate:
@@ -542,11 +572,13 @@ class SpectralExpectations:
             scale = size * max(1.0, float(self.output.f_size.max(initial=0.0)))
             on_lattices.append((i, g, min(self.gradient_tol / (scale * len(gs)), 0.5)))
         for i, term in self._terms(on_lattices, 2, along):
-            vector = term.vector(term.frame.f_along(along[i]))  # first, since it brings the others along
-            plain, error = term.F()
-            values[i, :n] = vector - offsets[i] * plain[:n]
+            # first, since it brings the others along
+            along_f, along_error = term.vector(term.frame.f_along(along[i]), sizes[i] * self.output.f_size)
+            plain, error = term.F(self.output.f_size)
+            values[i, :n] = along_f - offsets[i] * plain[:n]
             values[i, n] = float(along[i] @ plain[:n]) - offsets[i] * plain[n]
-            errors[i] = error * sizes[i] * np.append(self.output.f_size, 1.0)
+            errors[i, :n] = along_error + abs(offsets[i]) * error[:n]
+            errors[i, n] = float(np.abs(along[i]) @ error[:n]) + abs(offsets[i]) * error[n]
         return Estimate(values, errors)
 
     def moments_fs(self, gs: Sequence[Integrand], centre: Array | None = None) -> Estimate:
@@ -602,10 +634,9 @@ class SpectralExpectations:
         importance = np.ones((a, b)) if weights is None else np.abs(weights)
         if symmetric:
             importance = 0.5 * (importance + importance.T)
-        whole = self.gradient_tol if weights is None else self.pair_tol
-        # errors of pairs add like independent ones, three standard deviations of them; a sum of few adds them as they are
-        pairs = max(1, int(np.count_nonzero(np.triu(importance) if symmetric else importance)))
-        share = whole / min(float(pairs), 3 * pairs**0.5) / (2.0 if symmetric else 1.0)
+        share = _shared(self.gradient_tol if weights is None else self.pair_tol, importance, symmetric)
+        # a gradient will ask for each of these again, as entries of G: once and for all
+        most = _shared(self.gradient_tol, np.ones((a, b)), True) if symmetric and self.pairs.gradients else 0.5
         linear_g = [self._polynomial(g, 1) for g in gs]
         linear_h = linear_g if symmetric else [self._polynomial(h, 1) for h in hs]
         begun = _Begun(gs, hs, weights, symmetric, importance, linear_g, linear_h)
@@ -614,7 +645,7 @@ class SpectralExpectations:
             for k in range(j if symmetric else 0, b):
                 if importance[j, k] == 0.0:
                     continue
-                tol = min(share / importance[j, k], 0.5)
+                tol = min(share / importance[j, k], most)
                 if linear_h[k] is not None or linear_g[j] is not None:
                     begun.linear.append((j, k, tol))
                 elif (both := self._of_one(gs[j], hs[k])) is not None:
@@ -663,7 +694,7 @@ class SpectralExpectations:
                 row, g, line = rows_h[k], gs[j], begun.linear_g[j]
             record(j, k, *self._with_linear(row, g, line), 0.0)
         for j, k, tol, both in begun.of_one:
-            record(j, k, *self._term(both, tol).value(), 0.0)
+            record(j, k, *both(tol).value(), 0.0)
         for known in begun.known:
             record(*known)
         if begun.on_lattices:
@@ -681,20 +712,26 @@ class SpectralExpectations:
                     self._mean_pairs[gs[j].label, hs[k].label, begun.level] = (tol, value, term.tail, error)
         return out
 
-    def _of_one(self, g: Integrand, h: Integrand) -> Integrand | None:
-        """g h as a function of g's coordinates where h depends on the same ones, or on a multiple of the same one; else None."""
+    def _of_one(self, g: Integrand, h: Integrand) -> Callable[[float], Term] | None:
+        """g h to a tolerance: as a function of b where both are, or of g's coordinates where h depends on the same ones or on a
+        multiple of the same one; else None."""
         label = f"{g.label} {h.label}"
         if g.feature == h.feature and g.uses == h.uses:
-            return Integrand(g.feature, g.uses, lambda *c: g.value(*c) * h.value(*c), None, label)
+            same = Integrand(g.feature, g.uses, lambda *c: g.value(*c) * h.value(*c), None, label)
+            return lambda tol: self._term(same, tol)
+        g_of_b, h_of_b = self._of_b(g), self._of_b(h)
+        if g_of_b is not None and h_of_b is not None:
+            return lambda tol: self._term_of_b(lambda beta: g_of_b(beta) * h_of_b(beta))
         if len(g.uses) != 1 or len(h.uses) != 1:
             return None
         (row, bias), (other, other_bias) = self._row(g), self._row(h)
         ratio = float(other @ row / (row @ row)) if np.any(row) else 0.0
         if not np.any(row) or np.abs(other - ratio * row).max() > 1e-15 * np.abs(other).max(initial=0.0):
             return None
-        return Integrand(
+        along = Integrand(
             g.feature, g.uses, lambda c: g.value(c) * h.value(ratio * (c - bias) + other_bias), None, label
         )
+        return lambda tol: self._term(along, tol)
 
     def _pair_level(self, gs: Sequence[Integrand], hs: Sequence[Integrand], tasks: Sequence[Task]) -> int:
         """The digits that ranges and frequencies of these pairs are made for: they cut g times h, however large."""
@@ -813,9 +850,9 @@ class SpectralExpectations:
                     values[i] += done.value[0]
                     errors[i] += done.error[0]
                 elif (both := self._of_one(g, h)) is not None:
-                    value, error = self._term(both, tol).F()
+                    value, error = both(tol).F(self.output.f_size)
                     values[i] += weight * value
-                    tails[i] += abs(weight) * error
+                    errors[i] += abs(weight) * error
                 else:
                     waiting.append((i, k, tol))
         if waiting:
@@ -859,6 +896,13 @@ class SpectralExpectations:
         along = self.of_c_F(gs, along=functionals[:, :n])
         last = functionals[:, n:]
         return Estimate(along.value + last * plain.value, along.error + np.abs(last) * plain.error)
+
+
+def _shared(tol: float, importance: Array, symmetric: bool) -> float:
+    """What each pair may err by, times its importance: errors of pairs add like independent ones, three standard deviations of
+    them, or as they are where they are few; of a symmetric matrix (j, k) and (k, j) are one number."""
+    pairs = max(1, int(np.count_nonzero(np.triu(importance) if symmetric else importance)))
+    return tol / min(float(pairs), 3 * pairs**0.5) / (2.0 if symmetric else 1.0)
 
 
 def _spread(tasks: Sequence[Task]) -> list[Task]:

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from elbotree.codegen import compile_psi
+from elbotree.runtime import psi_transform
 from elbotree.runtime.activations import Activation
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.psi_transform import PsiTransform, finite_psi
@@ -76,7 +77,8 @@ def test_trapezoids_for_smooth_psi_are_right_where_a_density_weighs_them(text: s
         -0.5 * (0.16 * 2 * np.pi / (HI - LO) * k) ** 2
     )  # a normal of standard deviation 0.16 around beta = 0
     transform = PsiTransform(psi, BBAR, LO, HI, modes, 1e-13)
-    assert transform.points(float(np.max(np.abs(THETA) + np.abs(ALPHA) * transform.steepness)) + 1.0) > 0
+    most = float(np.abs(ALPHA).max())
+    assert transform.points((float(np.abs(THETA).max()) + most * transform.steepness) * (HI - LO), most) > 0
     found = transform.rows(CENTER, THETA, ALPHA, 3) @ density
     beta = np.linspace(LO, HI, 200_001)
     value = psi.value(BBAR + beta)
@@ -104,14 +106,40 @@ def test_fewer_powers_are_the_first_of_more(text: str, powers: int) -> None:
 
 
 def test_weights_integrate_against_the_lattice() -> None:
-    # F turns frequencies of b into integrals: int_lo^hi e^{3 beta} and psi^2, at turns the caller asks for
+    # int_lo^hi e^{3 beta} and psi^2; and against the frequencies of b, at turns that the caller asks for
     transform = PsiTransform(compile_psi("relu"), BBAR, LO, HI, MODES, 1e-12)
-    beta, weights, psi, F = transform.nodes(4.0)
-    assert weights @ np.exp(3 * beta) == pytest.approx((np.exp(3 * HI) - np.exp(3 * LO)) / 3, rel=1e-13)
-    assert weights @ psi**2 == pytest.approx((BBAR + HI) ** 3 / 3, rel=1e-13)
+    nodes = transform.nodes(4.0 * (HI - LO), 1.0)
+    assert nodes.weights @ np.exp(3 * nodes.beta) == pytest.approx((np.exp(3 * HI) - np.exp(3 * LO)) / 3, rel=1e-13)
+    assert nodes.weights @ nodes.psi**2 == pytest.approx((BBAR + HI) ** 3 / 3, rel=1e-13)
     k = np.arange(-MODES, MODES + 1)
-    np.testing.assert_allclose((F @ np.ones_like(beta))[k != 0], 0, atol=1e-13)  # whole periods
-    assert (F @ np.ones_like(beta))[k == 0] == pytest.approx([1.0])
+    np.testing.assert_allclose(nodes.against(np.ones_like(nodes.beta)), k == 0, atol=1e-13)  # whole periods
+
+
+@pytest.mark.parametrize("text", ["tanh(5*b)", "sin(3*b) + abs(b)"])
+def test_many_nodes_are_met_a_part_at_a_time(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = PsiTransform(compile_psi(text), BBAR, LO, HI, MODES, 1e-12).nodes(4.0, 2.0)
+    monkeypatch.setattr(psi_transform, "_MOST_KEPT", 0)
+    monkeypatch.setattr(psi_transform, "_AT_ONCE", 7 * len(whole.frequencies))
+    parts = PsiTransform(compile_psi(text), BBAR, LO, HI, MODES, 1e-12).nodes(4.0, 2.0)
+    assert len(parts.beta) > 14
+    np.testing.assert_allclose(parts.against(parts.psi), whole.against(whole.psi), atol=1e-14, rtol=0)
+    phi = np.exp(-0.01 * whole.frequencies**2)
+    np.testing.assert_allclose(parts.density(phi), whole.density(phi), atol=1e-14, rtol=1e-13)
+
+
+@pytest.mark.parametrize("text", ["tanh(5*b)", "relu", "where(b > 0, tanh(b), sin(b))"])
+def test_integrals_of_a_function_of_b(text: str) -> None:
+    """Against brute sums: a function with a feature a fiftieth of the range wide, times psi^l, against the frequencies."""
+    transform = PsiTransform(compile_psi(text), BBAR, LO, HI, MODES, 1e-9)
+    g = lambda beta: 100.0 * np.exp(-0.5 * ((beta - 0.3) / 0.02) ** 2) + np.cos(beta)  # noqa: E731
+    found, largest, missed = transform.integrals(g)
+    assert largest == pytest.approx(101.0, rel=0.05)
+    beta = LO + (HI - LO) * (np.arange(400_000) + 0.5) / 400_000
+    value = transform.at(beta)
+    k = np.arange(-MODES, MODES + 1)
+    for power in range(3):
+        summed = (g(beta) * value**power) @ np.exp(-1j * transform.step * np.multiply.outer(beta, k)) / 400_000
+        np.testing.assert_allclose(found[power], summed, atol=missed + 1e-9, rtol=0)
 
 
 def test_steepness_leaves_jumps_out() -> None:
@@ -125,8 +153,8 @@ def test_a_kink_close_to_the_end_of_the_range() -> None:
     lo, hi = -30.383, 4.1322
     transform = PsiTransform(compile_psi("relu"), -4.1057, lo, hi, 12, 1e-8)
     assert transform.steepness == pytest.approx(1.0)
-    _, weights, psi, _ = transform.nodes(1.0)
-    assert weights @ psi == pytest.approx((hi - 4.1057) ** 2 / 2, rel=1e-9)
+    nodes = transform.nodes(1.0, 0.0)
+    assert nodes.weights @ nodes.psi == pytest.approx((hi - 4.1057) ** 2 / 2, rel=1e-9)
 
 
 def test_psi_that_is_not_finite_is_refused() -> None:
