@@ -183,7 +183,7 @@ class OutputLaw:
         nodes = self._transform.nodes(1.0, 0.0)
         k = np.arange(-self._transform.modes, self._transform.modes + 1)[:, None]
         along = Lattice(self.y, (self.u * self._transform.step)[None, :], k, np.zeros(len(self.w)), 0)
-        phi = along.values(lambda rows, powers: np.ones((1, len(k[rows]), 1)), 1)[0]
+        phi = along.values(lambda rows, powers: np.ones((1, len(k[rows]), 1), dtype=np.complex128), 1)[0]
         return nodes.psi, nodes.density(phi) * nodes.weights
 
     def feature_columns(self) -> Array:

@@ -96,7 +96,9 @@ class Nodes:
 
     def density(self, phi: ComplexArray) -> Array:
         """(step / 2 pi) Re sum_k phi[k] exp(-i k step beta), (Q,): the density of b at the nodes."""
-        return np.concatenate([(turned @ phi).real * self._share for _, turned in self._turned()])
+        parts = [(turned @ phi).real * self._share for _, turned in self._turned()]
+        density: Array = np.concatenate(parts)
+        return density
 
 
 class PsiTransform:
@@ -140,7 +142,7 @@ class PsiTransform:
     @cached_property
     def frequencies(self) -> Array:
         """k step for k = -modes..modes."""
-        return self.step * np.arange(-self.modes, self.modes + 1)
+        return np.asarray(self.step * np.arange(-self.modes, self.modes + 1), dtype=np.float64)
 
     def nodes(self, turns: float, alpha: float) -> Nodes:
         """Nodes for integrands that hold exp(i alpha psi) and turn by at most `turns` radians over the whole range besides the

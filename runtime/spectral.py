@@ -902,7 +902,7 @@ def _shared(tol: float, importance: Array, symmetric: bool) -> float:
     """What each pair may err by, times its importance: errors of pairs add like independent ones, three standard deviations of
     them, or as they are where they are few; of a symmetric matrix (j, k) and (k, j) are one number."""
     pairs = max(1, int(np.count_nonzero(np.triu(importance) if symmetric else importance)))
-    return tol / min(float(pairs), 3 * pairs**0.5) / (2.0 if symmetric else 1.0)
+    return float(tol / min(pairs, 3 * np.sqrt(pairs)) / (2.0 if symmetric else 1.0))
 
 
 def _spread(tasks: Sequence[Task]) -> list[Task]:

@@ -63,6 +63,10 @@ PSI: dict[str, Psi] = {
     "hardtanh": (lambda b: np.clip(b, -1.0, 1.0), (-1.0, 1.0)),
     "sign": (np.sign, (0.0,)),
     "b*tanh(b)/(1 + b**2)": (lambda b: b * np.tanh(b) / (1 + b**2), ()),
+    "max(b, 0) - max(b - 1, 0)/2": (lambda b: np.maximum(b, 0) - 0.5 * np.maximum(b - 1, 0), (0.0, 1.0)),
+    "sin(3*b) + abs(b)": (lambda b: np.sin(3 * b) + np.abs(b), (0.0,)),
+    "max(b, 0)**2": (lambda b: np.maximum(b, 0) ** 2, (0.0,)),
+    "tanh(5*b)": (lambda b: np.tanh(5 * b), ()),
 }
 
 
