@@ -398,7 +398,7 @@ class SpectralExpectations:
 
         def of_b(beta: Array) -> Array:
             psi = transform.at(beta)
-            return finite(_name(g), g.value, *(c.center + c.theta * beta + c.kappa * psi for c in coordinates))
+            return finite(_name(g), self._value(g), *(c.center + c.theta * beta + c.kappa * psi for c in coordinates))
 
         return of_b
 
