@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -74,7 +75,7 @@ class Kernels:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Save the module's text, whole or not at all. Raises InputError where the place cannot be written to."""
-        write_atomic(path, self.source.encode("utf-8"))
+        write_atomic(Path(path), self.source.encode("utf-8"))
 
 
 def _load(source: str) -> ModuleType:

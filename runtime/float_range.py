@@ -12,19 +12,21 @@ from elbotree.runtime.errors import UnsupportedError
 
 @contextlib.contextmanager
 def in_float64(what: str) -> Iterator[None]:
-    """Arithmetic of `what` that must stay in the range of float64: overflow, 0/0 and their like raise UnsupportedError.
-
-    Underflow passes: what is below 1e-308 is 0 to within every error estimate.
-    """
+    """Arithmetic of `what` that must stay in the range of float64: overflow, 0/0 and their like raise UnsupportedError."""
     with overflow_told(what), np.errstate(over="raise", divide="raise", invalid="raise"):
         yield
 
 
 @contextlib.contextmanager
 def overflow_told(what: str) -> Iterator[None]:
-    """The same for what stops by itself; numpy goes on with inf and nan, for work that looks at its numbers as it goes."""
+    """The same for what stops by itself; numpy goes on with inf and nan, for work that looks at its numbers as it goes.
+
+    Underflow passes in both, whatever the caller has told numpy: a weight below 1e-308 is 0 to within every error estimate, each of
+    which has an absolute part, and what depends on numbers so small (rare events) works in logarithms.
+    """
     try:
-        yield
+        with np.errstate(under="ignore"):
+            yield
     except (FloatingPointError, OverflowError, ZeroDivisionError, np.linalg.LinAlgError) as error:
         raise UnsupportedError(
             f"{what} leaves the range of float64 ({_reason(error)}); bring its numbers nearer to 1, by other units of x1 and "

@@ -21,6 +21,7 @@ from elbotree.runtime.storage import read_bytes
 Array = NDArray[np.float64]
 
 MODEL_LIMIT = 2**30  # bytes of one ONNX file
+NODE_LIMIT = 4096  # of one graph: what is made of it grows with their square
 INPUT_LIMIT = 8192  # numbers of one row of the input: units are functions of all of them
 
 
@@ -82,6 +83,8 @@ def read_onnx(path: str | Path) -> tuple[Program, Affine]:
     of a kind that is not read here.
     """
     graph, numpy_helper = _graph(path)
+    if len(graph.node) > NODE_LIMIT:
+        raise UnsupportedError(f"{path} has {len(graph.node):,} nodes; the limit is {NODE_LIMIT:,}")
     values: dict[str, _Value | None] = {"": None}
     for tensor in graph.initializer:
         values[tensor.name] = _tensor(tensor, numpy_helper, path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import elbotree as et
+from tests.stress.outcomes import SMALL
 
 A = [[1.0, 0.25], [0.0, 0.5]]
 W, U = [0.5, -0.5], [0.75, 0.5]
@@ -116,3 +117,29 @@ def test_numbers_of_other_real_types_are_converted(way: str) -> None:
 def test_other_numbers_are_refused(way: str, value: Any) -> None:
     with pytest.raises(et.InputError):
         NUMBERS[way](value)
+
+
+#: What people call, on problems whose weights underflow.
+CALLS: dict[str, Callable[[], Any]] = {
+    "evaluate": lambda: [term.value for term in et.evaluate(example(), 1e-6).values()],
+    "gradient": lambda: np.concatenate([np.ravel(part.value) for part in et.gradient(example(), 1e-4)["C"]]),
+    "grid": lambda: [term.value for term in et.evaluate(example(), method="grid", eps=0.5).values()],
+    "fit": lambda: fitted().model.B,
+    "fit_network": lambda: et.fit_network([layer()], model(), tol=1e-2, iterations=1, check_samples=100).models[-1].B,
+    "tail": lambda: et.joint(layer(), model(), [1.0, 0.0]).tail([1.0, 30.0]).value,
+    "pdf": lambda: et.joint(layer(), model(), [1.0, 0.0]).pdf([0.0, 60.0]).value,
+    "marginal": lambda: model().marginal([1.0, 0.0]).tail([1.0, 60.0]).value,
+    "sample": lambda: model().sample(4, np.random.default_rng(0)),
+}
+
+
+def example() -> et.Problem:
+    return et.Problem.from_dict(SMALL)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_underflow_is_no_error_whatever_the_caller_told_numpy(name: str) -> None:
+    with np.errstate(under="ignore"):
+        expected = CALLS[name]()
+    with np.errstate(all="raise"):
+        np.testing.assert_array_equal(CALLS[name](), expected)

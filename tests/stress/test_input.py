@@ -401,6 +401,19 @@ def test_damaged_onnx_files(data: st.DataObject) -> None:
     outcomes.onnx_file(bytes(content))
 
 
+def test_a_graph_of_nodes_without_bound_is_refused() -> None:
+    pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("Relu", [f"y{i}" if i else "x"], [f"y{i + 1}"]) for i in range(5000)]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2]) for name in ("x", "y5000"))
+    content = helper.make_model(helper.make_graph(nodes, "g", [x], [y])).SerializeToString()
+    with outcomes.folder() as place:
+        (place / "n.onnx").write_bytes(content)
+        with pytest.raises(et.UnsupportedError, match="has 5,000 nodes; the limit is 4,096"):
+            et.compile_network(place / "n.onnx")
+
+
 OPERATIONS = [
     "Gemm",
     "MatMul",
