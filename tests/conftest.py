@@ -1,8 +1,8 @@
 """What all tests share: numpy raises where it would only warn of overflow, division by zero and invalid operations.
 
-Underflow is not among them, since many tests call what is inside: exp(-x^2 / 2) far out is 0 to within the least float64, in some
-twenty places of ours and in scipy's logsumexp, and every error estimate has an absolute part that is larger. What depends on numbers
-that small (rare events) works in logarithms. `runtime.float_range` lets it pass for all that people call, which
+Underflow is not among them, since many tests call what is inside: exp(-x^2 / 2) far out is 0 to within the least float64, in
+some twenty places of ours and in scipy's logsumexp, and every error estimate has an absolute part that is larger. What depends on
+numbers that small (rare events) works in logarithms. `runtime.float_range` lets it pass for all that people call, which
 `tests/stress/test_float64.py` tries under np.errstate(all="raise").
 """
 
