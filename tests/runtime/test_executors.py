@@ -295,9 +295,13 @@ def test_single_features_that_are_little_work_stay_here() -> None:
 
 
 @travelling
-@pytest.mark.parametrize("begun", [0, 1, 3])
-def test_single_features_that_nobody_takes_up_are_made_here(begun: int) -> None:
+@pytest.mark.parametrize(("begun", "ahead"), [(0, 2), (1, 4096), (3, 4096)])
+def test_single_features_that_nobody_takes_up_are_made_here(
+    begun: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So many of each batch are taken up, at the front of the queue; the others are taken back from its end."""
+    expected = bits(problem())
+    monkeypatch.setattr(executors, "_AHEAD", ahead)  # that are out at once
 
     class Busy(Inline):
         def __init__(self) -> None:
@@ -319,7 +323,7 @@ def test_single_features_that_nobody_takes_up_are_made_here(begun: int) -> None:
             return future
 
     busy = Busy()
-    assert bits(problem(), busy) == bits(problem())
+    assert bits(problem(), busy) == expected
     assert busy.left
     assert all(future.cancelled() for future in busy.left)
 
