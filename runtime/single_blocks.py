@@ -16,11 +16,8 @@ from elbotree.runtime.pair_blocks import BuiltLaw
 
 Array = NDArray[np.float64]
 
-_SECONDS = (
-    6e-9,
-    6e-9,
-    65e-9,
-)  # of a point of the lattice and a source: E e^{..}, with E f e^{..}, with E <f, v> f e^{..}
+# of a point of the lattice and a source: E e^{..}, with E f e^{..}, with E <f, v> f e^{..}
+_SECONDS = 6e-9, 6e-9, 65e-9
 
 
 @dataclass(frozen=True)
