@@ -513,6 +513,8 @@ def test_left_to_itself_a_fit_tries_random_encoders_and_trains_the_best() -> Non
     aside = [start for start in fitted.starts if "set aside after 12 iterations" in start.message]
     assert len(aside) <= 13 - 4
     assert all(start.iterations == 12 for start in aside)
+    trained = [start.loss for start in fitted.starts if start.iterations > 12]
+    assert max(trained) <= min(start.loss for start in aside)  # the best ones went on
     assert fitted.starts[[s is fitted.kept for s in fitted.starts].index(True)].loss == min(
         s.loss for s in fitted.starts
     )
