@@ -33,6 +33,7 @@ Windows = Sequence[tuple[float, float]]
 
 _NODES = 16
 _MAX_PANELS = 3000
+_TOO_MANY = "the integral over b does not end within 3,000 panels; raise noise_std or loosen tol"
 _MAX_PARTS = 30  # conditional laws that one probability may be split into
 _APART = 4.0  # squared distance of components over the noise from which on splitting helps
 _FAR, _FEW = 100.0, 4  # where at most so many sources are so far apart, smooth psi is split before anything else
@@ -378,8 +379,8 @@ class _Panels:
         kept = sizes > best + cut
         kept[1:] |= kept[:-1].copy()  # and a neighbour on either side
         kept[:-1] |= kept[1:].copy()
-        if int(kept.sum()) * pieces > _MAX_PANELS:
-            raise ToleranceError("the integral over b does not end within 3,000 panels; raise noise_std or loosen tol")
+        if not 0 < int(kept.sum()) * pieces <= _MAX_PANELS:
+            raise ToleranceError(_TOO_MANY)
         chosen = [panel for panel, keep in zip(panels, kept, strict=True) if keep]
         return [part for a, b in chosen for part in itertools.pairwise(np.linspace(a, b, pieces + 1).tolist())]
 
@@ -417,6 +418,8 @@ class _Panels:
             grids.append(grid)
             arcs.append(np.concatenate([[0.0], np.cumsum(steps)]))
         coarser = max(1.0, sum(float(arc[-1]) for arc in arcs) / _MAX_PANELS)
+        if 0.5 * (1.25 * coarser) ** 2 > 5.0 - math.log(self.tol):  # a peak midway between two ends could hide
+            raise ToleranceError(_TOO_MANY)
         out = []
         for grid, arc in zip(grids, arcs, strict=True):
             count = 1 + int(arc[-1] / coarser)

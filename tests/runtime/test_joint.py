@@ -358,6 +358,12 @@ class TestThroughPsi:
         assert abs(float(joint.log_tail(q, 1e-8).value) - math.log(tail)) < 1e-8
         assert abs(float(joint.log_pdf(q, 1e-8).value) - math.log(density / std)) < 1e-8
 
+    def test_peaks_too_narrow_to_be_found_are_refused(self) -> None:
+        layer = et.Layer(np.eye(2), [3.3, 0.2], [1.0, 0.0], "sin(4*b)")
+        p1 = et.FeatureModel(np.eye(2), [et.Normal(0.0, 1.0), et.Normal(0.5, 0.3)], 0.5)
+        with pytest.raises(et.ToleranceError, match="does not end within 3,000 panels"):
+            et.joint(layer, p1, [1.0, 1e-4]).tail(3.3, 1e-8)
+
     def test_a_rare_wide_slab_refuses_nothing(self) -> None:
         """One piece of psi is reached by the slab alone, far from what the spike reaches; P is that of the spike."""
         made = et.Layer([[-0.59, 2.77], [0.33, 0.89]], [0.01, -0.9], [0.09, 0.36], "hardtanh", threshold=1.62)
