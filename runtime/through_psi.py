@@ -403,8 +403,8 @@ class _Panels:
         """
         precision, d = np.linalg.inv(self.law.noise), len(self.law.noise)
         limits = []
-        for a, (kappa, window) in enumerate(zip(self.kappa, self.windows, strict=True)):
-            line = Line.of(self.law.mapped(np.eye(d)[[a]], np.zeros(1)))
+        for axis, (kappa, window) in enumerate(zip(self.kappa, self.windows, strict=True)):
+            line = Line.of(self.law.mapped(np.eye(d)[[axis]], np.zeros(1)))
             top = window.low if window.half_line else window.high
             reach = window.low - line.chernoff_quantile(depth), top + line.reflected.chernoff_quantile(depth)
             limits.append((float(kappa), *reach))
@@ -413,7 +413,9 @@ class _Panels:
         for a, b in itertools.pairwise(edges):
             grid = np.linspace(a, b, 4001)
             seen = finite_psi(self.psi, np.concatenate([[_within(a, b)], grid[1:-1], [_within(b, a)]]))
-            moves = np.stack([np.diff(np.clip(kappa * seen, *ends)) for kappa, *ends in limits] + [-np.diff(grid)])
+            moves = np.stack(
+                [np.diff(np.clip(kappa * seen, below, above)) for kappa, below, above in limits] + [-np.diff(grid)]
+            )
             steps = np.sqrt(np.einsum("ak,ab,bk->k", moves, precision, moves)) / 2.5
             grids.append(grid)
             arcs.append(np.concatenate([[0.0], np.cumsum(steps)]))
