@@ -38,6 +38,7 @@ from elbotree.runtime.psi_transform import PsiTransform
 Array = NDArray[np.float64]
 
 _TAIL_SHARE = 0.004  # of a pair's tolerance, for what lies outside the ranges: such errors may all have one sign
+_POINT = 3e-9  # seconds, of a lattice point and source, about
 _MANY = 48  # modes a side from which on windowed periods are tried too
 _SIDE = 12  # features a side of a block, at most; and how many blocks a side there are at least, where features suffice
 
@@ -155,8 +156,8 @@ class Pairs:
         if len(g.uses) != 1:
             raise UnsupportedError(
                 f"{g.label or 'a posterior mean'} of encoder[{g.feature}] depends on {len(g.uses)} encoder parameters, so that a "
-                "pair would need a lattice in more than 3 dimensions; the spectral method covers posterior means that "
-                "depend on one"
+                f"pair would need a lattice in more than 3 dimensions ({self._would_take(g, level)}); the spectral method covers "
+                "posterior means that depend on one"
             )
         key = (g.feature, g.uses[0], level)
         if key not in self._ranges:
@@ -169,6 +170,19 @@ class Pairs:
                 size = max(size, float(np.abs(finite(_name(g), g.value, np.linspace(lo, hi, 33))).max()))
             self._ranges[key] = _Range(coordinate, lo, hi, outside)
         return self._ranges[key]
+
+    def _would_take(self, g: Integrand, level: int) -> str:
+        """What a pair of two functions like this one would cost on a lattice over all their parameters and b."""
+        out, q, tol = self._law(level).output, self._encoder[g.feature], _tol(level)
+        modes = 1.0
+        for r in g.uses:
+            coordinate = out.coordinate(q.C[r], float(q.bias[r]))
+            lo, hi = coordinate.bounds(float(np.log(_TAIL_SHARE * tol)))
+            sigma = max(coordinate.sigma, 1e-6 * (hi - lo))
+            modes *= 1 + np.sqrt(-2 * np.log(tol)) / sigma * (hi - lo) / np.pi
+        sums = 0.5 * modes**2
+        points = sums * (1 if out.transform is None else 2 * out.transform.modes + 1) * max(1, len(out.y.priors))
+        return f"about {points:.0e} points, {points * _POINT:.0e} s and {16 * sums / 2**30:.0e} GiB a pair"
 
     def _slope(self, g: Integrand, level: int) -> float:
         """The slope of the line through g's values at the ends of its range."""

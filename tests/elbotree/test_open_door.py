@@ -7,17 +7,12 @@ import pytest
 import sympy
 
 import elbotree as et
-from elbotree.derivation import activations, families
-from elbotree.runtime import models
+from elbotree.derivation import families
 from elbotree.runtime.errors import InputError
 
 BETA, C = sympy.symbols("beta c")
 
-
-@pytest.fixture(autouse=True)
-def registries(monkeypatch):
-    for module, name in ((families, "_registry"), (activations, "_registry"), (models, "_RULES")):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 def problem(family, prior, psi="tanh"):
