@@ -270,7 +270,10 @@ def run(number: int, seed: int, tol: float, limit: float) -> Outcome:
                 outcome.misses.clear()
                 compare(outcome, values, finer, truth)
     except (Overtime, ArithmeticError, ValueError, MemoryError) as error:
-        outcome.skipped = f"the oracle: {type(error).__name__}: {error}"
+        undecided = f" (undecided: {'; '.join(outcome.misses)})" if outcome.misses else ""
+        outcome.skipped = f"the oracle: {type(error).__name__}: {error}{undecided}"
+        outcome.misses.clear()
+        outcome.overestimates.clear()
     outcome.oracle_seconds = time.process_time() - start
     return outcome
 
@@ -323,7 +326,7 @@ def report(outcomes: list[Outcome], slow: float, say: Callable[[str], None]) -> 
             if text:
                 say(f"{kind} {o.number}: {text[:300]}")
         if o.skipped:
-            say(f"skipped {o.number}: {o.skipped[:200]}")
+            say(f"skipped {o.number}: {o.skipped[:300]}")
         if o.seconds > slow:
             say(f"SLOW {o.number}: {o.seconds:.1f} s")
     return any(o.misses or o.crashed or o.seconds > slow for o in outcomes)
