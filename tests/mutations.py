@@ -46,6 +46,7 @@ STYLE, STYLE_TESTS = "codegen/style.py", "tests/codegen/test_style.py"
 TREE, TREE_TESTS = "derivation/tree.py", "tests/derivation/test_tree.py"
 SAMPLERS, SAMPLER_TESTS = "runtime/samplers.py", "tests/runtime/test_samplers.py"
 PAIRS, LOOPS, WEAK = "runtime/pair_lattices.py", "runtime/pair_loops.py", "runtime/weak_sources.py"
+FRAMES, SPECTRAL_TESTS = "runtime/frames.py", "tests/runtime/test_spectral.py"
 PAIR_TESTS = "tests/runtime/test_pair_lattices.py"
 DOOR_TESTS, SAE_TESTS = "tests/elbotree/test_open_door.py", "tests/runtime/test_sae.py"
 
@@ -486,6 +487,36 @@ MUTATIONS = (
         "source = make() if _registered(text) else cache",
         "source = cache",
         CACHE_TESTS,
+    ),
+    # -- errors and ranges
+    Mutation("frames.edge_safety", FRAMES, "_EDGE_SAFETY = 3.0", "_EDGE_SAFETY = 0.0", SPECTRAL_TESTS),
+    Mutation(
+        "frames.of_b_travels",
+        FRAMES,
+        "        return False\n",
+        "        return True\n",
+        "tests/runtime/test_executors.py",
+    ),
+    Mutation(
+        "characteristic.tilted_density",
+        "runtime/characteristic.py",
+        "gained = -np.log(",
+        "gained = -3 * np.log(",
+        "tests/runtime/test_characteristic.py",
+    ),
+    Mutation(
+        "output_law.functions_of_b",
+        "runtime/output_law.py",
+        "<= 1e-13 * size:",
+        "<= -1.0:",
+        SPECTRAL_TESTS,
+    ),
+    Mutation(
+        "psi_transform.integrals",
+        "runtime/psi_transform.py",
+        "values * nodes.psi, values * nodes.psi**2",
+        "values, values * nodes.psi**2",
+        "tests/runtime/test_psi_transform.py",
     ),
 )
 
