@@ -70,8 +70,8 @@ class Period:
 
 @dataclass(frozen=True)
 class Series:
-    """ghat(p), p = -P..P; `dropped` estimates what cutting there adds to any E g(c), modes being counted as independent,
-    `unresolved` what sampling g does; `largest` is max |g|."""
+    """ghat(p), p = -P..P; `dropped` bounds what cutting there adds to any E g(c), `unresolved` is about what
+    sampling g adds; `largest` is max |g|."""
 
     coefficients: ComplexArray
     dropped: float
@@ -167,9 +167,7 @@ class Spectrum:
         worst, total = self.misfit
         unresolved = min(worst, total / (sigma * np.sqrt(2 * np.pi))) if sigma > 0 else worst
         coefficients = np.concatenate([self.raw[P:0:-1].conj(), self.raw[: P + 1]])
-        # modes turn independently of one another: three standard deviations of what is left out, or all of it if less
-        spread = 3 * float(np.sqrt(np.sum(size[P + 1 :] ** 2)))
-        return Series(coefficients, min(float(tails[P]), spread), unresolved, self.largest)
+        return Series(coefficients, float(tails[P]), unresolved, self.largest)
 
     def cost(self, sigma: float, tol: float) -> tuple[float, int]:
         """What to choose a period by: first how much is left out, where that is more than tol asks, then modes."""
