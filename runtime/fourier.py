@@ -278,7 +278,7 @@ def _pieces(
         left = sum(piece.tails)
         if left <= allowed:
             left += 2 * piece.missed(g, name)  # coefficients may be small at the nodes alone
-        if left <= 2 * allowed or len(waiting) + len(done) >= _MOST_PIECES:
+        if left <= 2 * allowed or piece.narrow or len(waiting) + len(done) >= _MOST_PIECES:
             done.append(piece)
             missed.append(left)
         else:
@@ -327,6 +327,11 @@ class _Piece:
     coefficients: Array
     tails: tuple[float, float]
     floor: float
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a side is so short beside its place that its nodes would fall together if it were halved further."""
+        return any(hi - lo <= 1e-11 * (abs(lo) + abs(hi)) for lo, hi in self.ends)
 
     @property
     def area(self) -> float:

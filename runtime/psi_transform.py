@@ -155,7 +155,7 @@ class PsiTransform:
                 return waves(most * self.at(beta))
 
             frequency = float(np.hypot(self.modes * self.step, turn))
-            tol = max(0.1 * self.tol, 4e-16 * most * self.largest)  # phases are rounded too
+            tol = max(0.1 * self.tol, 2e-15 * most * self.largest)  # phases are rounded too
             beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [wave, self._power], tol)
             self._nodes[key] = Nodes(beta, weights, self.at(beta), self.frequencies)
         return self._nodes[key]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.integrate import quad
-from scipy.special import expit, roots_hermitenorm
+from scipy.special import expit, ndtr, roots_hermitenorm
 from scipy.stats import norm
 
 from elbotree.runtime.errors import UnsupportedError
@@ -209,3 +209,10 @@ def test_functions_that_are_not_finite_are_named() -> None:
     with pytest.raises(UnsupportedError, match=r"s\[0\] is not finite at c = 2, which"):
         finite("s[0]", lambda c: 1 / (c - 2), np.array([1.0, 2.0]))
     np.testing.assert_array_equal(finite("one", lambda c: np.float64(1.0), np.zeros(3)), np.ones(3))
+
+
+def test_a_jump_is_halved_as_far_as_floats_go() -> None:
+    """Rectangles at a jump never resolve; their nodes must not fall together."""
+    value, _, error = both_ways(lambda c0, c1: np.where(c0 > 0.3, 1.0, 0.0) + 0 * c1, 1e-9)
+    exact = float(ndtr((CENTRES[:, 0] - 0.3) / np.sqrt(COVARIANCE[0, 0])).mean())
+    assert abs(value - exact) <= error
