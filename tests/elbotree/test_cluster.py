@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,23 +114,30 @@ def _dask(folder: Path, kind: str, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-@dask
-def test_a_fit_whose_scheduler_is_killed_goes_on_elsewhere_to_the_same_bytes(tmp_path: Path) -> None:
+@contextmanager
+def _one_worker(folder: Path) -> Iterator[tuple[Any, subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """A client of a scheduler with one worker, and these two as processes, to be killed."""
     from distributed import Client
 
-    scheduler = _dask(tmp_path, "scheduler", "--port", "0", "--no-dashboard")
-    worker = _dask(tmp_path, "worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--death-timeout", "60")
+    scheduler = _dask(folder, "scheduler", "--port", "0", "--no-dashboard")
+    worker = _dask(folder, "worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--death-timeout", "60")
     try:
-        client = Client(scheduler_file=str(tmp_path / "scheduler.json"), timeout=30, set_as_default=False)
+        client = Client(scheduler_file=str(folder / "scheduler.json"), timeout=30, set_as_default=False)
         client.wait_for_workers(1, timeout=60)
-        dying = Meanwhile(client.get_executor(), 0, scheduler.kill)
-        with pytest.raises(et.ExecutorError, match="Meanwhile stopped working"):
-            training(executor=dying, checkpoint=tmp_path / "state", progress=lambda step: setattr(dying, "left", 2))
+        yield client, scheduler, worker
         client.close(timeout=1)
     finally:
         for process in (worker, scheduler):
             process.kill()
             process.wait()
+
+
+@dask
+def test_a_fit_whose_scheduler_is_killed_goes_on_elsewhere_to_the_same_bytes(tmp_path: Path) -> None:
+    with _one_worker(tmp_path) as (client, scheduler, _):
+        dying = Meanwhile(client.get_executor(), 0, scheduler.kill)
+        with pytest.raises(et.ExecutorError, match="Meanwhile stopped working"):
+            training(executor=dying, checkpoint=tmp_path / "state", progress=lambda step: setattr(dying, "left", 2))
     assert list((tmp_path / "state").rglob("cfg.json"))
     whole, resumed = training(), training(checkpoint=tmp_path / "state", resume=True)
     assert resumed.problem.to_dict() == whole.problem.to_dict()
@@ -140,24 +148,13 @@ def test_a_fit_whose_scheduler_is_killed_goes_on_elsewhere_to_the_same_bytes(tmp
 def test_a_fit_that_loses_all_its_workers_for_good_ends_and_keeps_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distributed import Client
-
     monkeypatch.setenv("ELBOTREE_WORKER_TIMEOUT", "2")
-    scheduler = _dask(tmp_path, "scheduler", "--port", "0", "--no-dashboard")
-    worker = _dask(tmp_path, "worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--death-timeout", "60")
-    try:
-        client = Client(scheduler_file=str(tmp_path / "scheduler.json"), timeout=30, set_as_default=False)
-        client.wait_for_workers(1, timeout=60)
+    with _one_worker(tmp_path) as (client, _, worker):
         executor = client.get_executor()
         dying = Meanwhile(executor, 0, worker.kill)
         dying._client = executor._client  # type: ignore[attr-defined]
         with pytest.raises(et.ExecutorError, match=r"it had no worker for 2 s; ELBOTREE_WORKER_TIMEOUT"):
             training(executor=dying, checkpoint=tmp_path / "state", progress=lambda step: setattr(dying, "left", 2))
-        client.close(timeout=1)
-    finally:
-        for process in (worker, scheduler):
-            process.kill()
-            process.wait()
     whole, resumed = training(), training(checkpoint=tmp_path / "state", resume=True)
     assert resumed.problem.to_dict() == whole.problem.to_dict()
 
