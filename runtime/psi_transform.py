@@ -33,6 +33,7 @@ ComplexArray = NDArray[np.complex128]
 
 _MOST_POINTS = 1 << 16  # on which a smooth psi is looked at
 _AT_ONCE = 1 << 17  # points whose waves are held at once
+_OF_B = "psi, or a function of an encoder parameter that depends on b alone,"
 _MOST_KEPT = 1 << 21  # waves that are kept for the next rows: 32 MiB
 
 
@@ -174,7 +175,7 @@ class PsiTransform:
         missed = 1e-3 * self.tol / max(1.0, largest)
         while True:
             try:
-                beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [scaled, self._power], missed)
+                beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [scaled, self._power], missed, _OF_B)
                 break
             except UnsupportedError:  # a g that is a quadrature itself has digits enough for less
                 if missed > 1e-6:

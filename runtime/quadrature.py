@@ -51,11 +51,12 @@ def panels(
     frequency: float,
     resolve: Sequence[Callable[[Array], Array | NDArray[np.complex128]]],
     tol: float,
+    what: str = "psi",
 ) -> tuple[Array, Array]:
     """Nodes and weights on [lo, hi] that integrate every function of `resolve` times e^{i frequency b} to about tol.
 
     breaks: points at which a panel ends. resolve: functions (of node arrays) whose Legendre series must have died
-    out on each panel; a panel where one has not is halved, at most 400 panels in all.
+    out on each panel; a panel where one has not is halved, at most 400 panels in all. what: what the message calls them.
     Raises UnsupportedError when that is not enough (the function is not piecewise smooth at any resolution tried), and for
     frequency (hi - lo) beyond 4e5.
     """
@@ -84,7 +85,7 @@ def panels(
             count += 1
             if count > _MAX_PANELS:
                 raise UnsupportedError(
-                    f"psi is not smooth enough near b = {0.5 * (a + b):.6g}: {_MAX_PANELS} halvings of the quadrature "
+                    f"{what} is not smooth enough near b = {0.5 * (a + b):.6g}: {_MAX_PANELS} halvings of the quadrature "
                     "panels did not resolve it; write its kinks and jumps with where, max, min, abs, sign or "
                     "heaviside, so that panels can be split there, or, where psi has none, bring b's numbers nearer to 1: "
                     "large against the spread of b they leave too few digits"

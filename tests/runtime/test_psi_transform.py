@@ -163,3 +163,12 @@ def test_psi_that_is_not_finite_is_refused() -> None:
         pytest.raises(UnsupportedError, match=r"psi \(exp\) is not finite at b = 1000, which the law of b reaches"),
     ):
         finite_psi(compile_psi("exp"), np.array([0.0, 1000.0]))
+
+
+def test_a_function_of_b_that_does_not_resolve_is_not_blamed_on_psi_alone() -> None:
+    transform = PsiTransform(compile_psi("relu"), BBAR, LO, HI, MODES, 1e-9)
+    noise = np.random.default_rng(0)
+    with pytest.raises(
+        UnsupportedError, match="psi, or a function of an encoder parameter that depends on b alone, is not"
+    ):
+        transform.integrals(lambda beta: noise.standard_normal(np.shape(beta)))
