@@ -2,7 +2,7 @@
 # environment in $(VENV); choose the interpreter with `make demo PYTHON=python3.12`.
 
 PYTHON ?= python3
-PYTHONS ?= python3.11 python3.12 python3.13
+PYTHONS ?= 3.11 3.12 3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -87,7 +87,7 @@ docs: $(VENV)/.installed-docs  ## build the documentation into docs/_build, and 
 pages: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the code on the pages of the documentation
 	$(BIN)/python -m pytest tests/docs/test_pages.py
 
-package: $(VENV)/.installed-package  ## build wheel and sdist, and try both on every Python of PYTHONS that is here
+package: $(VENV)/.installed-package  ## build wheel and sdist, and try both on every Python of PYTHONS (all must be here)
 	$(BIN)/python -m tests.package --pythons $(PYTHONS)
 
 figures: $(VENV)/.installed-docs  ## make the figures of the documentation anew

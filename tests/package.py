@@ -1,24 +1,29 @@
-"""Build the wheel and the source distribution, and install each in a clean environment of every Python there is.
+"""Build the wheel and the source distribution, and install each in a clean environment of every Python asked for.
 
     python -m tests.package --out dist
-    python -m tests.package --pythons python3.11 /opt/python3.13/bin/python3
+    python -m tests.package --pythons 3.11 /opt/python3.13/bin/python3
 
-In each environment, from an empty folder: the version, the names that an installation brings, a problem evaluated on the
-command line, the self-check of `elbotree doctor`, and a report. Prints a line for each; exit status 1 where one fails.
+An interpreter is a path, or a version, which is looked for on PATH, among pyenv's versions, and by uv. In each environment, from an
+empty folder: the version, the names that an installation brings, a problem evaluated on the command line, the self-check of
+`elbotree doctor`, and a report. Prints a line for each; exit status 1 where one fails, or where an interpreter is not found.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULT = ("python3.11", "python3.12", "python3.13")
+DEFAULT = ("3.11", "3.12", "3.13")
 CHECK = """
 import importlib.metadata, importlib.util, json, pathlib, sys, elbotree
 assert elbotree.__version__ == importlib.metadata.version("elbotree")
@@ -38,12 +43,34 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def version(python: str) -> str | None:
+def version(python: str | Path) -> str | None:
     """major.minor.micro of an interpreter, None where it does not run."""
     try:
         return run(python, "-c", "import platform; print(platform.python_version())", cwd=ROOT).strip()
     except (RuntimeError, OSError):
         return None
+
+
+def candidates(wanted: str) -> Iterator[str | Path]:
+    """What may be the interpreter of a version such as 3.13: on PATH (where pyenv's shims may be, which need not run), among
+    pyenv's versions, newest first, and what uv finds."""
+    yield f"python{wanted}"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    numbers = {path: [int(n) for n in re.findall(r"\d+", path.name)] for path in pyenv.glob(f"{wanted}.*")}
+    for path in sorted(numbers, key=numbers.__getitem__, reverse=True):
+        yield path / "bin" / "python"
+    if shutil.which("uv"):
+        found = subprocess.run(["uv", "python", "find", wanted], capture_output=True, text=True, check=False)
+        if not found.returncode:
+            yield found.stdout.strip()
+
+
+def interpreter(wanted: str) -> tuple[str | Path, str] | None:
+    """An interpreter that runs, given by path or by version, and its whole version; None where there is none."""
+    for python in candidates(wanted) if re.fullmatch(r"\d+\.\d+", wanted) else (wanted,):
+        if found := version(python):
+            return python, found
+    return None
 
 
 def build(out: Path) -> list[Path]:
@@ -55,7 +82,7 @@ def build(out: Path) -> list[Path]:
     return made
 
 
-def check(python: str, package: Path) -> None:
+def check(python: str | Path, package: Path) -> None:
     """Install a package in a new environment, and use it."""
     with tempfile.TemporaryDirectory() as folder:
         place, venv = Path(folder), Path(folder) / "venv"
@@ -76,19 +103,16 @@ def check(python: str, package: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for what is built")
-    parser.add_argument("--pythons", nargs="+", default=list(DEFAULT), help="interpreters to try")
+    parser.add_argument("--pythons", nargs="+", default=list(DEFAULT), help="versions or paths of interpreters")
     parser.add_argument(
         "--kinds", nargs="+", default=["sdist", "wheel"], choices=["sdist", "wheel"], help="which to try"
     )
     options = parser.parse_args()
     kinds = {"sdist": ".gz", "wheel": ".whl"}
     wanted = [kinds[kind] for kind in options.kinds]
+    pythons = {asked: interpreter(asked) for asked in options.pythons}
     packages, failed, tried = [path for path in build(options.out) if path.suffix in wanted], 0, 0
-    for python in options.pythons:
-        found = version(python)
-        if found is None:
-            print(f"{python}: not here, not tried", flush=True)
-            continue
+    for python, found in filter(None, pythons.values()):
         for package in packages:
             begun = time.perf_counter()
             tried += 1
@@ -98,8 +122,14 @@ def main() -> int:
             except (RuntimeError, AssertionError) as error:
                 failed += 1
                 print(f"Python {found}, {package.name}: FAILS\n{error}", flush=True)
+    missing = [asked for asked, python in pythons.items() if python is None]
+    for asked in missing:
+        print(
+            f"Python {asked}: NOT TESTED, none was found on PATH, in pyenv or by uv. `uv python install {asked}` or `pyenv install "
+            f"{asked}` fetch one; `make package PYTHONS='...'` tests others"
+        )
     print(f"{tried - failed} passed, {failed} failed")
-    return 1 if failed or not tried else 0
+    return 1 if failed or missing else 0
 
 
 if __name__ == "__main__":
