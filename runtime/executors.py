@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from threading import Lock
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
@@ -118,9 +118,23 @@ class _InThreads:
     def __init__(self, bench: Workbench, blocks: Iterator[Block], threads: int) -> None:
         self._bench, self._blocks = bench, blocks
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._ahead = 4 * threads
+        self._most = 16 * threads
+        self._out: deque[Future[Answer]] = deque()
 
     def __enter__(self) -> Self:
+        if self._pool is None:
+            return self
+        for block in self._blocks:
+            # the first one compiles the loops and fills the tables that the others share
+            first: Future[Answer] = Future()
+            first.set_result(self._bench.work(block))
+            self._out.append(first)
+            break
+        try:
+            self._submit(self._pool)
+        except BaseException:  # a block that cannot be made: `__exit__` will not be called
+            self._pool.shutdown(cancel_futures=True)
+            raise
         return self
 
     def __exit__(
@@ -131,20 +145,16 @@ class _InThreads:
 
     def __iter__(self) -> Iterator[Answer]:
         if self._pool is None:
-            for block in self._blocks:
-                yield self._bench.work(block)
+            yield from map(self._bench.work, self._blocks)
             return
-        for block in self._blocks:
-            # the first one compiles the loops and fills the tables that the others share
-            yield self._bench.work(block)
-            break
-        out: deque[Future[Answer]] = deque()
-        for block in self._blocks:
-            out.append(self._pool.submit(self._bench.work, block))
-            if len(out) >= self._ahead:
-                yield out.popleft().result()
-        for future in out:
-            yield future.result()
+        while self._out:
+            answer = self._out.popleft().result()
+            self._submit(self._pool)
+            yield answer
+
+    def _submit(self, pool: ThreadPoolExecutor) -> None:
+        for block in islice(self._blocks, self._most - len(self._out)):
+            self._out.append(pool.submit(self._bench.work, block))
 
 
 # ------------------------------------------------------------------ elsewhere

@@ -24,7 +24,7 @@ from elbotree.runtime.characteristic import LinearLaw
 from elbotree.runtime.errors import ElbotreeError, ExecutorError, UnsupportedError
 from elbotree.runtime.fourier import Series
 from elbotree.runtime.frames import Axis
-from elbotree.runtime.pair_lattices import BLaw, PairLattice
+from elbotree.runtime.pair_lattices import BLaw, PairLattice, PairSum, folded, sums_of
 from elbotree.runtime.psi_transform import PsiTransform
 
 Array = NDArray[np.float64]
@@ -68,6 +68,7 @@ class Block:
     asked  how many there are
     rows   of sums with F
     ahead  whether lattices are walked for F at once, because that will be asked next
+    once   whether nothing more will be asked of these pairs, so that their lattices need not be kept
     """
 
     axes: Mapping[int, Axis]
@@ -75,6 +76,7 @@ class Block:
     asked: int
     rows: int
     ahead: bool
+    once: bool
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,6 @@ class Workbench:
         self.shared._sides = {}
         self._axes: dict[int, Axis] = {}
         self._lattices: dict[Pair, tuple[int, PairLattice]] = {}  # with how many needs each was made for
-        self._ready: dict[Pair, tuple[Need, PairLattice]] = {}  # made by `forecast`, not yet asked for
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -220,8 +221,8 @@ class Workbench:
         """All that the block asks; afterwards its lattices are kept where they fit into `most` bytes."""
         values, errors, grew = np.zeros(block.asked), np.zeros(block.asked), np.zeros(block.asked, dtype=bool)
         rows = np.zeros((block.rows, len(self.shared.w) + 1))
-        for pair, needs, asks in block.pairs:
-            a, b = (self._axes.setdefault(number, block.axes[number]) for number in pair)
+        for pair, needs, asks in self._but_once(block, values, errors):
+            a, b = self._axes_of(block, pair)
             count, lattice = self._lattices.pop(pair, (0, None))
             known = 0 if lattice is None else lattice.bytes
             if count != len(needs):
@@ -232,8 +233,7 @@ class Workbench:
                 found = None if lattice is None else _served(lattice, asked)
                 if lattice is None or found is None:
                     grew[place], needs = True, (*needs, asked.need)
-                    lattice = self._first(pair, asked) if len(needs) == 1 else None
-                    lattice = lattice or made_for(self.shared, a, b, needs)
+                    lattice = made_for(self.shared, a, b, needs)
                     product = _product(asked.s, asked.r, lattice.box)
                     found = product, lattice.error(product)
                 product, errors[place] = found
@@ -247,21 +247,40 @@ class Workbench:
             self._keep(pair, len(needs), lattice, known, most)
         return Answer(values, errors, grew, rows)
 
+    def _but_once(
+        self, block: Block, values: Array, errors: Array
+    ) -> Sequence[tuple[Pair, tuple[Need, ...], tuple[tuple[int, Asked], ...]]]:
+        """Pairs that one sum is all that is ever asked of are done in one go; the others are returned."""
+        if not (block.once and self.shared.at_once):
+            return block.pairs
+        places, sums, others = [], [], []
+        for pair, needs, asks in block.pairs:
+            if needs or len(asks) > 1:
+                others.append((pair, needs, asks))
+                continue
+            place, asked = asks[0]
+            s, r = asked.need.s, asked.need.r
+            _check_modes((s.P, r.P))
+            places.append(place)
+            sums.append(PairSum(self._axes_of(block, pair), s.coefficients, r.coefficients[r.P :], asked.need.tol))
+        if sums:
+            values[places], errors[places] = sums_of(self.shared, sums)
+        return others
+
+    def _axes_of(self, block: Block, pair: Pair) -> tuple[Axis, Axis]:
+        a, b = (self._axes.setdefault(number, block.axes[number]) for number in pair)
+        return a, b
+
     def forecast(self, block: Block, vectors: bool) -> tuple[float, float]:
         """Seconds on one core and bytes, on average, of pairs that were not asked for before."""
         seconds = memory = 0.0
         for pair, _, asks in block.pairs:
-            a, b = (self._axes.setdefault(number, block.axes[number]) for number in pair)
+            a, b = self._axes_of(block, pair)
             need = asks[0][1].need
             lattice = made_for(self.shared, a, b, (need,))
-            self._ready[pair] = need, lattice
             seconds += lattice.seconds() / len(block.pairs)
             memory += lattice.memory(vectors) / len(block.pairs)
         return seconds, memory
-
-    def _first(self, pair: Pair, asked: Asked) -> PairLattice | None:
-        need, lattice = self._ready.pop(pair, (None, None))
-        return lattice if need is asked.need else None
 
     def _keep(self, pair: Pair, count: int, lattice: PairLattice, known: int, most: int) -> None:
         """The newest go first where memory is short, since who goes through all pairs again begins with the oldest."""
@@ -279,13 +298,17 @@ def made_for(shared: BLaw, a: Axis, b: Axis, needs: Sequence[Need]) -> PairLatti
     Raises UnsupportedError where their series have too many modes together.
     """
     box = max(need.s.P for need in needs), max(need.r.P for need in needs)
+    _check_modes(box)
+    weights = np.maximum.reduce([np.abs(_product(need.s, need.r, box)) for need in needs])
+    return PairLattice(shared, a, b, weights, min(need.tol for need in needs))
+
+
+def _check_modes(box: tuple[int, int]) -> None:
     if (2.0 * box[0] + 1) * (box[1] + 1) > MAX_MODES:
         raise UnsupportedError(
             f"the series of a pair of encoder parameters would need {2 * box[0] + 1:,} x {box[1] + 1:,} modes: a posterior mean "
             "changes too fast on the range of its parameter; loosen tol, raise input.noise_std, or make the encoder's rows smaller"
         )
-    weights = np.maximum.reduce([np.abs(_product(need.s, need.r, box)) for need in needs])
-    return PairLattice(shared, a, b, weights, min(need.tol for need in needs))
 
 
 def _served(lattice: PairLattice, asked: Asked) -> tuple[ComplexArray, float] | None:
@@ -299,8 +322,4 @@ def _served(lattice: PairLattice, asked: Asked) -> tuple[ComplexArray, float] | 
 
 def _product(s: Series, r: Series, box: tuple[int, int]) -> ComplexArray:
     """The product of two series, on a box of modes with one of each (n, -n)."""
-    out = np.multiply.outer(s.grown(box[0]), r.grown(box[1])[box[1] :])
-    out *= 2.0
-    out[: box[0], 0] = 0.0
-    out[box[0], 0] *= 0.5
-    return np.asarray(out)
+    return folded(s.grown(box[0]), r.grown(box[1])[box[1] :])

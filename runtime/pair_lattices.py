@@ -11,6 +11,7 @@ each mode walks |k| only as far as its own weight asks. Sources: all that see (p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
@@ -136,6 +137,16 @@ class BLaw:
         table[_C[high:], _D[high:]] = parts[high:] @ merged
         return degree, merged, p_powers @ table @ q_powers.T
 
+    @property
+    def at_once(self) -> bool:
+        """Whether `sums_of` can be asked: the loops are compiled, and know psi in closed form."""
+        return self.compiled and self.transform is not None and self.transform.psi.pieces is not None
+
+    def sources(self, reach: float) -> tuple[Any, ...]:
+        """The sources as the compiled loops take them, for phases up to `reach`."""
+        _, *sources = self.law.flat(self.b_step, self.b_modes, float(2.0 ** np.ceil(np.log2(max(reach, 1e-6)))))
+        return tuple(sources)
+
     def side(self, axis: Axis) -> _Side:
         """An axis as the lattice's pairs see it; made once."""
         if id(axis) not in self._sides:
@@ -240,6 +251,76 @@ def _plan(shared: BLaw, one: _Side, two: _Side, weights: Array, tol: float) -> _
     slack[part] = np.where(inner >= 0, missing, gauss[part])
     walked_part = np.where((inner >= 0) & (gauss[part] > 0), 1.0, 0.0)
     return _Plan(first, inner, walked_part, degree, merged, slack)
+
+
+@dataclass(frozen=True)
+class PairSum:
+    """One sum over the lattice of two axes: with coefficients s (2P + 1,) of p = -P..P and r (Q + 1,) of q = 0..Q, and what may be
+    left out of it."""
+
+    axes: tuple[Axis, Axis]
+    s: ComplexArray
+    r: ComplexArray
+    tol: float
+
+
+def sums_of(shared: BLaw, asked: Sequence[PairSum]) -> tuple[Array, Array]:
+    """The sums, and what is left out of each: as `PairLattice.value` and `PairLattice.error` of lattices that are made for
+    nothing else and not kept, but in one call of compiled loops. Only where `shared.at_once`.
+
+    Raises UnsupportedError where a lattice has too many points.
+    """
+    from elbotree.runtime import pair_loops
+
+    sum_pairs: Any = pair_loops.sum_pairs
+    law, transform = shared.law, shared.transform
+    assert transform is not None
+    met = {id(axis): axis for one in asked for axis in one.axes}
+    number = {key: place for place, key in enumerate(met)}
+    sides = [shared.side(axis) for axis in met.values()]
+    pairs = np.array([[number[id(axis)] for axis in one.axes] for one in asked])
+    boxes = np.array([[len(one.s) // 2, len(one.r) - 1] for one in asked])
+    series = [part for one in asked for part in (one.s, one.r)]
+    ends = np.cumsum([len(part) for part in series])
+    starts = np.append(0, ends[:-1]).reshape(-1, 2)
+    plain = np.array([side.plain for side in sides])
+    steps = np.array([*(side.step for side in sides), shared.b_step])
+    loads = np.array([side.sources for side in sides])
+    axes = (
+        plain @ law.noise @ plain.T,
+        steps @ law.noise @ steps.T,
+        np.array([side.shift for side in sides]),
+        loads,
+        np.array([side.psi for side in sides]),
+    )
+    furthest = np.abs(loads[pairs]) * (boxes + 1)[:, :, None]  # of the phase of each source in each sum
+    sources = shared.sources(
+        float(furthest.sum(axis=1).max(initial=0.0)) + float(np.abs(shared.along).max(initial=0.0)) * shared.b_modes
+    )
+    values, errors = np.zeros(len(asked)), np.zeros(len(asked))
+    refused = sum_pairs(
+        pairs, boxes, starts, np.concatenate(series), np.array([one.tol for one in asked]), axes,
+        (
+            shared.tail, shared.by_monomial, shared.weak.usable, shared.costs, _step_table(int(boxes.max()) + 1), shared.norm,
+            shared.unit, _SPREAD, _DEGREE, shared.along, shared.weak.coefficients, shared.b_modes,
+        ),
+        (transform.pieces, transform.step, transform.hi - transform.lo), sources, MAX_POINTS, values, errors,
+    )  # fmt: skip
+    if refused >= 0:
+        one = asked[refused]
+        a, b = one.axes
+        PairLattice(shared, a, b, np.abs(folded(one.s, one.r)), one.tol)  # says why
+    return values, errors
+
+
+def folded(s: ComplexArray, r: ComplexArray) -> ComplexArray:
+    """The coefficients of a product of two series, s (2P + 1,) and r (Q + 1,), on a box of modes with one of each (n, -n)."""
+    P = len(s) // 2
+    out = np.multiply.outer(s, r)
+    out *= 2.0
+    out[:P, 0] = 0.0
+    out[P, 0] *= 0.5
+    return np.asarray(out)
 
 
 class PairLattice:
@@ -413,7 +494,7 @@ class PairLattice:
         furthest = max(abs(self.first), abs(rows - 1 + self.first))
         reach = float((furthest * np.abs(self.A[explicit]) + columns * np.abs(self.B[explicit])).max(initial=0.0))
         reach += float(np.abs(shared.along[explicit]).max(initial=0.0)) * shared.b_modes
-        along, *sources = self.law.flat(shared.b_step, shared.b_modes, float(2.0 ** np.ceil(np.log2(max(reach, 1e-6)))))
+        sources = list(shared.sources(reach))
         inside = slice(shared.b_modes - self.reach, shared.b_modes + self.reach + 1)
         sources[4] = np.ascontiguousarray(sources[4][:, :, inside])  # rotations over k
         transform = shared.transform
@@ -425,8 +506,8 @@ class PairLattice:
             base = np.ascontiguousarray(self._base(slice(0, rows), powers))
         walk_pair(
             self._noise(), np.nonzero(self.merged)[0], self.A, self.B, shared.weak.coefficients, shared.b_modes - self.reach,
-            self.first, self.limits, self._walked, explicit, along, tuple(sources), (self._phases, pieces, step, length, base),
-            out,
+            self.first, self.limits, self._walked, explicit, shared.along, tuple(sources),
+            (self._phases, pieces, step, length, base), out,
         )  # fmt: skip
         return out
 

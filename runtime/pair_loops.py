@@ -1,5 +1,5 @@
 """The inner loops of a pair's lattice, compiled by numba: what `pair_lattices` does in numpy, point by point. `plan_pair` says
-which points there are, `walk_pair` sums over them.
+which points there are, `walk_pair` sums over them; `sum_pairs` does both for many pairs in one call, which holds no lock.
 
 One row of modes (p fixed, q = 0, 1, ..) at a time, as arrays over k, the frequencies of b, in the first-level cache. The
 merged sources are exp(T(p, q; k)), T a polynomial of degree R in (p, q): with the exponentials of its differences at
@@ -112,17 +112,12 @@ def _merged(
     return degree, merged, remainder
 
 
-@_entry
-def plan_pair(
+@_jit
+def _planned(
     weights: Any, noise: Any, shifts: Any, tol: float, tail: Any, A: Any, B: Any, tables: Any, usable: Any, costs: Any,
     steps: Any, norm: float, unit: float, spread: float, each: float,
 ) -> Any:  # fmt: skip
-    """`pair_lattices._plan`, mode by mode: the first row and how many rows and columns are walked, limits, walked, degree,
-    merged, slack.
-
-    noise (2, 2) and shifts (2,): of the two sides' steps; tables (ORDERS, ORDERS, m): `BLaw.by_monomial`; steps (.., N):
-    `_steps` for each degree; each: cost of a degree.
-    """
+    """`plan_pair`, to be inlined."""
     height, width = weights.shape
     P = height // 2
     gauss = np.zeros((height, width))
@@ -200,6 +195,20 @@ def plan_pair(
                 amplified = 1.0 + (steps[degree - 2, abs(p)] + steps[degree - 2, q]) / 8
                 slack[first + row, q] *= left + unit * amplified
     return first, inner, walked, degree, merged, slack
+
+
+@_entry
+def plan_pair(
+    weights: Any, noise: Any, shifts: Any, tol: float, tail: Any, A: Any, B: Any, tables: Any, usable: Any, costs: Any,
+    steps: Any, norm: float, unit: float, spread: float, each: float,
+) -> Any:  # fmt: skip
+    """`pair_lattices._plan`, mode by mode: the first row and how many rows and columns are walked, limits, walked, degree,
+    merged, slack.
+
+    noise (2, 2) and shifts (2,): of the two sides' steps; tables (ORDERS, ORDERS, m): `BLaw.by_monomial`; steps (.., N):
+    `_steps` for each degree; each: cost of a degree.
+    """
+    return _planned(weights, noise, shifts, tol, tail, A, B, tables, usable, costs, steps, norm, unit, spread, each)
 
 
 @_jit
@@ -449,6 +458,39 @@ def _walk_away(
                 )
 
 
+@_jit
+def _walked(
+    noise: Any,
+    merged: Any,
+    A: Any,
+    B: Any,
+    coefficients: Any,
+    begin: int,
+    first: int,
+    limits: Any,
+    walked: Any,
+    chosen: Any,
+    along: Any,
+    sources: Any,
+    psi: Any,
+    sums: Any,
+) -> None:
+    """`walk_pair`, to be inlined."""
+    S = _polynomial(merged, A, B, coefficients, begin, noise)
+    R, rows = noise.shape[0] - 1, limits.shape[0]
+    of_q = _differences(R, 0.0, 1.0)
+    # away from p = 0 in both directions: rounding grows with the steps that are taken
+    middle = min(max(-first, 0), rows)
+    for sign in (1, -1):
+        origin, count = (middle, rows - middle) if sign > 0 else (middle - 1, middle)
+        if count > 0:
+            begun = abs(first + origin)
+            generators = _generators(S, _differences(R, float(begun), float(sign)), of_q)
+            _walk_away(
+                generators, begun, origin, sign, count, limits, walked, chosen, sign * A, B, along, sources, psi, sums
+            )
+
+
 @_entry
 def walk_pair(
     noise: Any,
@@ -478,19 +520,90 @@ def walk_pair(
     sums = X, terms, by_source, by_k. X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K)
     = base_0 phi, by_source (E, rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
     """
-    S = _polynomial(merged, A, B, coefficients, begin, noise)
-    R, rows = noise.shape[0] - 1, limits.shape[0]
-    of_q = _differences(R, 0.0, 1.0)
-    # away from p = 0 in both directions: rounding grows with the steps that are taken
-    middle = min(max(-first, 0), rows)
-    for sign in (1, -1):
-        origin, count = (middle, rows - middle) if sign > 0 else (middle - 1, middle)
-        if count > 0:
-            begun = abs(first + origin)
-            generators = _generators(S, _differences(R, float(begun), float(sign)), of_q)
-            _walk_away(
-                generators, begun, origin, sign, count, limits, walked, chosen, sign * A, B, along, sources, psi, sums
-            )
+    _walked(noise, merged, A, B, coefficients, begin, first, limits, walked, chosen, along, sources, psi, sums)
+
+
+@_entry
+def sum_pairs(
+    pairs: Any, boxes: Any, starts: Any, series: Any, tols: Any, axes: Any, shared: Any, psi: Any, sources: Any,
+    most: float, values: Any, errors: Any,
+) -> Any:  # fmt: skip
+    """Plan and walk pairs one after the other, each for one sum: sum_(p, q) 2 Re s_p r_q X(p, q), with (0, q) and (p, 0) counted
+    once. The place of the first pair that has more than `most` points times sources, after which nothing is done; else -1.
+
+    pairs (N, 2): their axes; boxes (N, 2): P and Q; starts (N, 2): where s, of p = -P..P, and r, of q = 0..Q, begin in `series`;
+    tols (N,): for `plan_pair`; values, errors (N,): what comes out.
+    axes = plain, steps, shifts, loads, phases. plain (axes, axes) and steps (axes + 1, axes + 1): covariances of the noise along
+    `_Side.plain` and along `_Side.step` and, last, a step of b; shifts (axes,), loads (axes, m), phases (axes, 3).
+    shared = those arguments of `plan_pair` that all pairs share, then `along`, `coefficients` and b_modes. psi = pieces, step,
+    length, and sources, as in `walk_pair`.
+    """
+    plain, across, shifts, loads, all_phases = axes
+    tail, tables, usable, costs, steps, norm, unit, spread, each, along, coefficients, b_modes = shared
+    pieces, step, length = psi
+    start, atoms, masses, poles, rotate, table_row, table_length, table_step, source_tables = sources
+    noise, pair_shifts, phases = np.empty((2, 2)), np.empty(2), np.empty((3, 2))
+    last = across.shape[0] - 1
+    for n in range(pairs.shape[0]):
+        one, two = pairs[n, 0], pairs[n, 1]
+        P, Q = boxes[n, 0], boxes[n, 1]
+        product = np.empty((2 * P + 1, Q + 1), dtype=np.complex128)
+        weights = np.empty((2 * P + 1, Q + 1))
+        for row in range(2 * P + 1):
+            for q in range(Q + 1):
+                # one of each (n, -n): at q = 0 the modes p > 0 stand for both, and p = 0 for itself
+                twice = 2.0 if q > 0 or row > P else 1.0 if row == P else 0.0
+                product[row, q] = twice * series[starts[n, 0] + row] * series[starts[n, 1] + q]
+                weights[row, q] = abs(product[row, q])
+        noise[0, 0], noise[1, 1] = plain[one, one], plain[two, two]
+        noise[0, 1] = noise[1, 0] = plain[one, two]
+        pair_shifts[0], pair_shifts[1] = shifts[one], shifts[two]
+        A, B = loads[one], loads[two]
+        first, limits, walked, degree, merged, slack = _planned(
+            weights, noise, pair_shifts, tols[n], tail, A, B, tables, usable, costs, steps, norm, unit, spread, each
+        )
+        reach, points = 0, 0.0
+        for row in range(limits.shape[0]):
+            for q in range(limits.shape[1]):
+                reach = max(reach, limits[row, q])
+                points += max(2.0 * limits[row, q] + 1.0, 0.0)
+        chosen = np.nonzero(~merged)[0]
+        if points * (1.0 + len(chosen)) > most:
+            return n
+        K = 2 * reach + 1
+        gaussian = np.zeros((degree + 1, degree + 1, K), dtype=np.complex128)
+        for k in range(K):
+            gaussian[0, 0, k] = -0.5 * across[last, last] * (k - reach) ** 2
+            gaussian[1, 0, k] = -across[one, last] * (k - reach)
+            gaussian[0, 1, k] = -across[two, last] * (k - reach)
+        gaussian[2, 0, :] = -0.5 * across[one, one]
+        gaussian[1, 1, :] = -across[one, two]
+        gaussian[0, 2, :] = -0.5 * across[two, two]
+        for part in range(3):
+            phases[part, 0], phases[part, 1] = all_phases[one, part], all_phases[two, part]
+        begin = b_modes - reach
+        inside = rotate[:, :, begin : begin + K].copy()
+        X = np.zeros((1, limits.shape[0], limits.shape[1]), dtype=np.complex128)
+        none = np.zeros((0, 0, 0), dtype=np.complex128)
+        _walked(
+            gaussian, np.nonzero(merged)[0], A, B, coefficients, begin, first - P, limits, walked, chosen, along,
+            (start, atoms, masses, poles, inside, table_row, table_length, table_step, source_tables),
+            (phases, pieces, step, length, np.zeros((0, 0, 0, 0), dtype=np.complex128)),
+            (X, none, none, np.zeros((0, 0), dtype=np.complex128)),
+        )  # fmt: skip
+        total = 0.0
+        for row in range(limits.shape[0]):
+            for q in range(limits.shape[1]):
+                c = product[first + row, q]
+                total += c.real * X[0, row, q].real - c.imag * X[0, row, q].imag
+        plainly, squared = 0.0, 0.0
+        for row in range(2 * P + 1):
+            for q in range(Q + 1):
+                left = weights[row, q] * slack[row, q]
+                plainly += left
+                squared += left * left
+        values[n], errors[n] = total, min(plainly, spread * np.sqrt(squared))
+    return -1
 
 
 @_entry

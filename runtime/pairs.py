@@ -40,7 +40,8 @@ Array = NDArray[np.float64]
 _TAIL_SHARE = 0.004  # of a pair's tolerance, for what lies outside the ranges: such errors may all have one sign
 _POINT = 3e-9  # seconds, of a lattice point and source, about
 _MANY = 48  # modes a side from which on windowed periods are tried too
-_SIDE = 12  # features a side of a block, at most; and how many blocks a side there are at least, where features suffice
+_SIDE = 12  # features a side of a block, at most
+_SIDES = 8  # blocks a side, at least, where features suffice
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,7 @@ class Pairs:
         """The tasks in blocks: of the coordinates in order, some by some, so that the functions of few travel with the pairs of
         many. How they are cut depends on how many coordinates there are, and on nothing else."""
         at = {(g.feature, g.uses) for g in (*(gs[i] for i, _, _ in tasks), *(hs[k] for _, k, _ in tasks))}
-        side = min(_SIDE, max(2, -(-len(at) // _SIDE)))
+        side = min(_SIDE, max(2, -(-len(at) // _SIDES)))
         number = {key: place // side for place, key in enumerate(sorted(at))}
         found: dict[Pair, list[Task]] = {}
         for task in tasks:
@@ -289,7 +290,7 @@ class Pairs:
         axes = {number: self._travelling[number] for pair in by_pair for number in pair}
         pairs = tuple((pair, self._needs.get(pair, ()), tuple(asks)) for pair, asks in by_pair.items())
         rows = 1 + max((term.asked.row for term in terms if term.asked.row is not None), default=-1)
-        return Block(axes, pairs, len(terms), rows, self.gradients and self.crew.ahead)
+        return Block(axes, pairs, len(terms), rows, self.gradients and self.crew.ahead, not self.gradients)
 
     @contextmanager
     def walked(

@@ -744,10 +744,10 @@ class SpectralExpectations:
         return self.pairs.level(min(tol / (of_g[j] * of_h[k]) for j, k, tol in tasks))
 
     def _check_cost(self, level: int, terms: Sequence[PairTerm], count: int) -> None:
-        """Say how long `count` pairs like these will take, before they do; refuse where that is more than was allowed.
-        An executor is asked for the estimate only where someone wants to know."""
+        """Say how long `count` pairs like these will take, before they do, where someone wants to know; refuse where that is more
+        than was allowed."""
         limited = self.max_seconds is not None or self.max_memory is not None
-        if not terms or not (limited or self.pairs.crew.ahead or _log.isEnabledFor(logging.INFO)):
+        if not terms or not (limited or _log.isEnabledFor(logging.INFO)):
             return
         seconds, memory = self.pairs.forecast(level, terms, count)
         seconds /= min(self.pairs.crew.workers, count)

@@ -461,6 +461,11 @@ MUTATIONS = (
     Mutation("pairs.derivative", PAIRS, "c * X[1]) * shared.w", "c * X[0]) * shared.w", PAIR_TESTS),
     Mutation("weak.mean", WEAK, "made[:, 1] -= 1j * mean", "made[:, 1] += 1j * mean", PAIR_TESTS),
     Mutation("weak.radius", WEAK, "radius ** -np.arange(ORDERS)", "radius ** np.arange(ORDERS)", PAIR_TESTS),
+    Mutation(
+        "loops.twice", LOOPS, "if q > 0 or row > P else 1.0 if row == P", "if q > 0 or row >= P else 1.0", PAIR_TESTS
+    ),
+    Mutation("loops.of_b", LOOPS, "= -across[two, last] * (k", "= across[two, last] * (k", PAIR_TESTS),
+    Mutation("loops.at_once", LOOPS, "min(plainly, spread * np", "max(plainly, spread * np", PAIR_TESTS),
     Mutation("loops.budget", LOOPS, "0.2 * budget", "20.0 * budget", PAIR_TESTS),
     Mutation("loops.fitting", LOOPS, "by_degree[trial + 1] + last", "by_degree[trial + 2] + last", PAIR_TESTS),
     Mutation("loops.tail", LOOPS, "if tail[middle] <= allowed:", "if tail[middle] < 0.1 * allowed:", PAIR_TESTS),
