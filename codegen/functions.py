@@ -250,8 +250,6 @@ def _string(text: str) -> str:
     if len(text) <= style.WIDTH - len('    text="",'):
         return f'"{text}"'
     rows = textwrap.wrap(text, style.WIDTH - 20, break_on_hyphens=False, drop_whitespace=False)
-    if "".join(rows) != text:  # tabs and line ends: wrap made spaces of them
-        rows = [text[i : i + style.WIDTH - 20] for i in range(0, len(text), style.WIDTH - 20)]
     return "\n".join(["(", *(f'{_INDENT * 2}"{row}"' for row in rows), f"{_INDENT})"])
 
 

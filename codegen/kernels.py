@@ -116,7 +116,7 @@ def generate(psi: str | Activation = "relu", family: str | Sequence[str] = "bern
             raise InputError(f"`family` holds {name!r}; it must be the name of a posterior family, or several names")
     if not names:
         raise InputError("`family` is empty; give the name of a posterior family, or several")
-    return _generate(text.strip(), tuple(sorted(set(names))))
+    return _generate(" ".join(text.split()), tuple(sorted(set(names))))
 
 
 @lru_cache(maxsize=128)
@@ -156,6 +156,7 @@ def compile_psi(text: str) -> Activation:
     """
     if not isinstance(text, str):
         raise InputError(f"psi must be text, got {type(text).__name__}; write a name like 'relu' or an expression in b")
+    text = " ".join(text.split())  # a text of several lines becomes a literal of one
 
     def make() -> str:
         from elbotree.codegen.functions import psi_section

@@ -115,7 +115,7 @@ _COMPARISONS = {"<": sp.Lt, "<=": sp.Le, ">": sp.Gt, ">=": sp.Ge}
 
 def nearest(name: str, known: tuple[str, ...]) -> str:
     """' (did you mean ...?)' for the nearest known name, or nothing when none is near."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = [word for word in known if word.lower() == name.lower()] or difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import Kernels, generate
-from elbotree.runtime.arguments import check_bound, check_seed, finite_number
+from elbotree.runtime.arguments import check_bound, check_kind, check_seed, finite_number
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.expectations import Expectations
@@ -62,6 +62,13 @@ class Gradient:
         return f"<Gradient of L = {self.values['L'].value:.10g} in {', '.join(self._parts)}>"
 
 
+def check_problem(problem: object) -> None:
+    """InputError unless `problem` is one."""
+    check_kind(
+        problem, "problem", Problem, "; Problem.load(path) reads one from a file, and a fit has one as fit.problem"
+    )
+
+
 def kernels_for(layer: Layer, encoder: Encoder) -> Kernels:
     """The kernels of this layer's psi and of the families that occur in the encoder."""
     # A model without features needs no family, but the module wants one.
@@ -102,6 +109,7 @@ def evaluate(
     the work, where the estimates are above max_seconds or max_memory, and ExecutorError where the executor is lost.
     The paper: Theorem 3.1 and Figure 2.
     """
+    check_problem(problem)
     _check_arguments(tol, method, check_samples, eps, max_seconds, max_memory)
     check_seed(seed)
     if executor is not None and method != "spectral":
@@ -141,6 +149,7 @@ def gradient(
 
     Returns a `Gradient`. Raises what `evaluate` raises.
     """
+    check_problem(problem)
     _check_arguments(tol, "spectral", None, None, max_seconds, max_memory)
     wanted = DEFAULT_TOL if tol is None else float(tol)
     kernels = kernels_for(problem.layer, problem.encoder)

@@ -18,7 +18,7 @@ import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
 from elbotree.evaluation import DEFAULT_TOL, kernels_for
 from elbotree.runtime import encoding
-from elbotree.runtime.arguments import finite_number
+from elbotree.runtime.arguments import check_kind, finite_number
 from elbotree.runtime.bounds import Bound, bound_below
 from elbotree.runtime.checkpoints import CheckpointFolder, Step, encoder_form, fingerprint
 from elbotree.runtime.errors import InputError
@@ -224,6 +224,8 @@ def fit(
     checkpoint stays).
     The paper: section 2.1.1 and Lemma 2.2 (what is minimised), Theorem 3.1 (that it can be computed).
     """
+    check_kind(layer, "layer", Layer, "; fit_network(layers, p1) models a list of them")
+    check_kind(p1, "p1", FeatureModel, "; elbotree.fit_input makes one of data")
     _check_counts(features, starts, iterations, rounds)
     tol = finite_number(tol, "tol")
     if not 1e-12 < tol < 1:

@@ -197,6 +197,7 @@ def sampled_tails(
     >>> abs(one.value / 9.865876e-10 - 1) < 5 * one.relative_std_error < 0.1
     True
     """
+    chains.check_layers(layers, p1)
     n = layers[-1].n2 if layers else p1.n
     row = read_only_array(v, "v", 1)
     if row.shape != (n,):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from elbotree.evaluation import kernels_for
+from elbotree.evaluation import check_problem, kernels_for
 from elbotree.runtime.coordinates import PARTS, FlatObjective
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.profile import ProfileObjective
@@ -25,6 +25,7 @@ def flat_objective(problem: Problem, tol: float = 1e-6, what: str | Sequence[str
 
     Raises InputError for an unknown part. The scipy call: `minimize(o.fun_and_jac, o.x0, jac=True)`.
     """
+    check_problem(problem)
     parts = PARTS if what == "all" else (what,) if isinstance(what, str) else tuple(what)
     return FlatObjective(problem, kernels_for(problem.layer, problem.encoder), tol, parts)
 
@@ -52,5 +53,6 @@ def torch_module(
     """
     from elbotree.runtime.torch import AnalyticELBO
 
+    check_problem(problem)
     parts = PARTS if what == "all" else (what,) if isinstance(what, str) else tuple(what)
     return AnalyticELBO(problem, kernels_for(problem.layer, problem.encoder), tol, parts)

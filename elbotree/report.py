@@ -22,9 +22,11 @@ from elbotree.evaluation import evaluate, kernels_for
 from elbotree.fitting import Fit
 from elbotree.html import Markup, join, page, table, tag
 from elbotree.report_laws import ReadOut
+from elbotree.runtime.arguments import shortened
 from elbotree.runtime.chain import Chain
 from elbotree.runtime.chain_checkpoints import Loss
 from elbotree.runtime.drift import TRUSTED
+from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import FeatureModel, Layer, Problem
 from elbotree.runtime.prior_base import Prior
 from elbotree.runtime.storage import write_atomic
@@ -107,7 +109,7 @@ class ChainPage:
 
 def write_report(
     path: str | Path,
-    content: Page | ChainPage | Fit | Chain,
+    content: Page | ChainPage | Problem | Fit | Chain,
     title: str | None = None,
     *,
     check_samples: int | None = None,
@@ -118,11 +120,11 @@ def write_report(
 
     Arguments
         path           the file to write
-        content        a fit, a chain, or a `Page` or `ChainPage` of your own
-        title          the heading for a fit or a chain
-        check_samples  of a fit or a chain: set samples beside values and laws, as a check
+        content        a problem, which is evaluated; a fit; a chain; or a `Page` or `ChainPage` of your own
+        title          the heading, where it is not a page of your own
+        check_samples  likewise: set samples beside values and laws, as a check
         seed           of those samples
-        read_outs      of a fit or a chain: how many read-outs to draw the laws of (through psi, and with many features, one
+        read_outs      likewise: how many read-outs to draw the laws of (through psi, and with many features, one
                        may take a minute)
 
     Returns the path. Raises InputError where it cannot be written.
@@ -132,6 +134,12 @@ def write_report(
     elif isinstance(content, Chain):
         laws = report_laws.of_chain(content, check_samples, seed, read_outs)
         content = ChainPage(title or "A chain of layers", content, read_outs=laws)
+    elif isinstance(content, Problem):
+        content = _page_of_problem(content, title or "A problem", None, check_samples, seed, read_outs)
+    elif not isinstance(content, Page | ChainPage):
+        raise InputError(
+            f"`content` is {shortened(content)}; it must be a problem, a fit, a chain, a Page or a ChainPage"
+        )
     write_atomic(path, content.render().encode("utf-8"))
     return Path(path)
 
@@ -157,9 +165,14 @@ def report_on(
             target,
             _page_of_fit(found, f"A fitted layer: {name}", tol or found.values.tol, check_samples, seed, read_outs),
         )
-    values = evaluate(found, tol, check_samples=check_samples, seed=seed)
-    laws = report_laws.of_problem(found, check_samples, seed, read_outs)
-    return write_report(target, Page(f"A problem: {name}", found, values, read_outs=laws))
+    return write_report(target, _page_of_problem(found, f"A problem: {name}", tol, check_samples, seed, read_outs))
+
+
+def _page_of_problem(
+    problem: Problem, title: str, tol: float | None, check_samples: int | None, seed: int, read_outs: int
+) -> Page:
+    values = evaluate(problem, tol, check_samples=check_samples, seed=seed)
+    return Page(title, problem, values, read_outs=report_laws.of_problem(problem, check_samples, seed, read_outs))
 
 
 def _page_of_fit(fit: Fit, title: str, tol: float | None, check_samples: int | None, seed: int, read_outs: int) -> Page:

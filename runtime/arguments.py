@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ Array = NDArray[np.float64]
 
 def read_only_array(value: object, name: str, dimensions: int) -> Array:
     """A float64 copy of `value` that nobody can change; InputError names the entry that is ragged or not a number."""
+    value = unwrapped(value)
     if not isinstance(value, np.ndarray):
         _check_nested(value, name, dimensions)
     elif value.dtype.kind not in "fiu":
@@ -35,10 +37,23 @@ def read_only_array(value: object, name: str, dimensions: int) -> Array:
     return array
 
 
+def unwrapped(value: object) -> object:
+    """A tensor, a data frame, or whatever else offers itself as an array, as a numpy array; anything else as it is."""
+    if isinstance(value, np.ndarray | np.generic) or not hasattr(value, "__array__"):
+        return value
+    if hasattr(value, "detach"):  # a tensor: from its graph and its device; numpy has no bfloat16
+        tensor: Any = value
+        value = (tensor.double() if tensor.is_floating_point() else tensor).detach().cpu()
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        return np.asarray(value)
+    return value
+
+
 def real_array(value: object, name: str) -> Array:
     """`value` as a float64 array of any shape, itself where it is one. InputError for other than real numbers (complex ones
     and text are not converted) and for numbers that are not finite."""
     array: Array | None = None
+    value = unwrapped(value)
     if isinstance(value, np.ndarray) and value.dtype == np.float64:
         array = value
     else:
@@ -96,13 +111,21 @@ def check_bound(value: float | None, name: str) -> None:
         raise InputError(f"`{name}` is {value!r}; it must be a positive number, or be left out")
 
 
+def check_kind(value: object, name: str, kind: type, hint: str = "") -> None:
+    """InputError unless `value` is an instance of a public class; `hint` says where one comes from."""
+    if not isinstance(value, kind):
+        raise InputError(f"`{name}` is {shortened(value)}; it must be an elbotree.{kind.__name__}{hint}")
+
+
 def shortened(value: object) -> str:
-    text = repr(value)
+    """What arrived, on one line of at most 60 characters."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def finite_number(value: object, name: str) -> float:
     """`value` as a finite float, or an InputError that names it."""
+    value = unwrapped(value)
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):

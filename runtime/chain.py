@@ -24,13 +24,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from elbotree.runtime.arguments import check_seed, finite_number, read_only_array, real_array, shortened
+from elbotree.runtime.arguments import check_kind, check_seed, finite_number, read_only_array, real_array, shortened
 from elbotree.runtime.chain_checkpoints import ChainFolder, Done, Loss
 from elbotree.runtime.drift import TRUSTED, Drift, measure_drift
 from elbotree.runtime.encoding import EncodingKernels, bound
 from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
 from elbotree.runtime.float_range import overflow_told
 from elbotree.runtime.importance import SampledTail, sampled_tail
+from elbotree.runtime.joint import Joint
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.prior_base import nearest
@@ -86,7 +87,7 @@ class ChainTail:
     def __str__(self) -> str:
         drift = "drift not measured (give check_samples)" if self.drift is None else str(self.drift)
         checks = "".join(f"; {check}" for check in self.checks)
-        return f"P = {self.value} ± {self.error} under the last model{checks}; {drift}"
+        return f"{self.probability} under the last model{checks}; {drift}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +119,11 @@ class Chain:
             return None
         good = [d is not None and d.trust for d in self.drift]
         return good.index(False) if False in good else len(good)
+
+    def marginal(self, v: ArrayLike) -> Joint:
+        """The law of <v, x> under the last layer's model, v (n,), or of V x, V (t, n) with t <= 3: density, quantiles, tails.
+        Raises InputError for a wrong shape."""
+        return self.models[-1].marginal(v)
 
     def tail(
         self, v: ArrayLike, x: ArrayLike, tol: float = 1e-10, *, check_samples: int | None = None, seed: int = 0
@@ -407,9 +413,25 @@ class _Maker:
         return model, Loss(values, errors, gap, cross, len(fitted.history))
 
 
+def check_layers(layers: object, p1: object) -> None:
+    """InputError unless `layers` are a chain of layers from what `p1` models on."""
+    if not isinstance(layers, Sequence):
+        raise InputError(
+            f"`layers` is {shortened(layers)}; it must be a list of layers, which elbotree.compile_network(network) makes"
+        )
+    check_kind(p1, "p1", FeatureModel, "; elbotree.fit_input makes one of data")
+    assert isinstance(p1, FeatureModel)
+    width, source = p1.n, "`p1` models"
+    for i, layer in enumerate(layers):
+        check_kind(layer, f"layers[{i}]", Layer, ", which elbotree.compile_network(network) makes")
+        if layer.n1 != width:
+            raise InputError(f"`layers[{i}]` takes n1 = {layer.n1} inputs; {source} {width} coordinates")
+        width, source = layer.n2, f"`layers[{i}]` returns"
+
+
 def _check(
-    layers: object,
-    p1: object,
+    layers: Sequence[Layer],
+    p1: FeatureModel,
     method: object,
     tol: float,
     features: int | None,
@@ -420,17 +442,9 @@ def _check(
     seed: int,
 ) -> None:
     """InputError for whatever does not fit together."""
-    if not isinstance(layers, tuple) or not layers:
-        raise InputError(f"`layers` is {shortened(layers)}; it must be a list of one or more layers")
-    if not isinstance(p1, FeatureModel):
-        raise InputError(f"`p1` is {shortened(p1)}; it must be an elbotree.FeatureModel")
-    width, source = p1.n, "`p1` models"
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise InputError(f"`layers[{i}]` is {shortened(layer)}; it must be an elbotree.Layer")
-        if layer.n1 != width:
-            raise InputError(f"`layers[{i}]` takes n1 = {layer.n1} inputs; {source} {width} coordinates")
-        width, source = layer.n2, f"`layers[{i}]` returns"
+    check_layers(layers, p1)
+    if not layers:
+        raise InputError("`layers` is empty; it must be a list of one or more layers")
     if method not in METHODS:
         raise InputError(f"`method` is {method!r}, which is none of the methods{nearest(method, METHODS)}")
     if not 1e-9 < tol < 1:

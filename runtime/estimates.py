@@ -21,6 +21,11 @@ class Estimate:
     value: Array
     error: Array
 
+    def __str__(self) -> str:
+        """The value and its error, which has two digits."""
+        error = np.array2string(np.asarray(self.error), formatter={"float_kind": lambda x: f"{x:.1e}"})
+        return f"{self.value} ± {error}"
+
     @staticmethod
     def of(value: float | Array, error: float | Array = 0.0) -> Estimate:
         """Make an estimate; a scalar error is broadcast to the value's shape."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from elbotree.runtime.arguments import finite_number, read_only_array, real_array
+from elbotree.runtime.arguments import check_kind, finite_number, read_only_array, real_array, unwrapped
 from elbotree.runtime.boxes import box_probability
 from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
@@ -65,7 +65,12 @@ def joint(layer: Layer, p1: FeatureModel, V: ArrayLike) -> Joint:
     Returns a `Joint`. Raises InputError for wrong shapes. What has no Gaussian noise raises UnsupportedError when it is
     asked for a density or a probability (such a law may have atoms).
     """
-    rows = read_only_array(V, "V", 1 if np.ndim(np.asarray(V, dtype=object)) == 1 else 2)
+    check_kind(
+        layer, "layer", Layer, "; of a network ask fit_network(layers, p1).tail, or sampled_tails(layers, p1, ...)"
+    )
+    check_kind(p1, "p1", FeatureModel, "; elbotree.fit_input makes one of data")
+    given = unwrapped(V)
+    rows = read_only_array(given, "V", 1 if np.ndim(np.asarray(given, dtype=object)) == 1 else 2)
     rows = rows[None, :] if rows.ndim == 1 else rows
     if not 1 <= len(rows) <= 3:
         raise InputError(f"`V` has {len(rows)} rows; the joint law is there for 1, 2 or 3 read-outs")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elbotree.runtime.activations import Activation, compile_psi
-from elbotree.runtime.arguments import finite_number, read_only_array, real_array, shortened
+from elbotree.runtime.arguments import check_kind, finite_number, read_only_array, real_array, shortened
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.prior_base import nearest
 from elbotree.runtime.priors import Prior
@@ -392,8 +392,7 @@ class Encoder(Sequence[Posterior]):
     def __init__(self, posteriors: Iterable[Posterior]) -> None:
         self._posteriors = tuple(posteriors)
         for j, q in enumerate(self._posteriors):
-            if not isinstance(q, Posterior):
-                raise InputError(f"`encoder[{j}]` is {shortened(q)}; it must be an elbotree.Posterior")
+            check_kind(q, f"encoder[{j}]", Posterior)
 
     def __len__(self) -> int:
         return len(self._posteriors)
@@ -440,8 +439,7 @@ class Problem:
             ("input", input, FeatureModel),
             ("model", model, FeatureModel),
         ):
-            if not isinstance(value, kind):
-                raise InputError(f"`{name}` is {shortened(value)}; it must be an elbotree.{kind.__name__}")
+            check_kind(value, name, kind)
         object.__setattr__(self, "layer", layer)
         object.__setattr__(self, "input", input)
         object.__setattr__(self, "model", model)

@@ -116,7 +116,10 @@ def read_torch(model: Any) -> tuple[Program, Affine]:
     """
     problems = _problems(model, "model")
     if problems:
-        raise UnsupportedError(f"{len(problems)} part(s) of the network cannot be compiled: " + "; ".join(problems))
+        raise UnsupportedError(
+            f"{len(problems)} part(s) of the network cannot be compiled: {'; '.join(problems)}. help(elbotree.compile_network) "
+            "lists what is read; a module of your own may be given as a Sequential or a list of (W, bias, psi), or as ONNX"
+        )
     program = Program(_inputs(model))
     return program, _walk(program, program.input(), model, "model")
 

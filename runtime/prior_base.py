@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from elbotree.runtime.arguments import shortened, unwrapped
 from elbotree.runtime.errors import InputError
 
 Array = NDArray[np.float64]
@@ -25,6 +26,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
     """The ending "; did you mean 'x'?" for a misspelt name, or the list of what is known when nothing is near."""
     choices = sorted(known)
     close = difflib.get_close_matches(str(name)[:100], choices, n=1, cutoff=0.5)
+    close = [choice for choice in choices if choice.lower() == str(name).lower()] or close
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(choices)}"
 
 
@@ -32,8 +34,11 @@ def checked_number(
     kind: str, name: str, value: object, low: float = -INF, high: float = INF, positive: bool = False
 ) -> float:
     """`value` as a finite float in [low, high] (or > 0), or an InputError that says which argument was wrong."""
+    value = unwrapped(value)
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise InputError(f"{kind}: `{name}` is {value!r}; it must be a number")
+        raise InputError(f"{kind}: `{name}` is {shortened(value)}; it must be a number")
     try:
         number = float(value)
     except OverflowError:
@@ -48,8 +53,9 @@ def checked_number(
 
 
 def checked_numbers(kind: str, name: str, values: object) -> tuple[float, ...]:
+    values = unwrapped(values)
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InputError(f"{kind}: `{name}` is {values!r}; it must be a list of numbers")
+        raise InputError(f"{kind}: `{name}` is {shortened(values)}; it must be a list of numbers")
     return tuple(checked_number(kind, f"{name}[{i}]", value) for i, value in enumerate(values))
 
 

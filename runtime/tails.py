@@ -65,6 +65,11 @@ class TailProbability:
     def __float__(self) -> float:
         return float(self.value)
 
+    def __str__(self) -> str:
+        """P, its error and log P, a line for each threshold."""
+        rows = zip(*(np.ravel(part).tolist() for part in (self.value, self.error, self.log_value)), strict=True)
+        return "\n".join(f"P = {value:.12g} ± {error:.1e}, log P = {log + 0.0:.12g}" for value, error, log in rows)
+
     @staticmethod
     def from_logs(
         log_value: Array | float, bound: Mapping[str, Array | float], nodes: int, tol: float

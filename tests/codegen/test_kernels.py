@@ -363,3 +363,12 @@ def test_every_function_of_a_node_is_formatted() -> None:
     tail = source[source.index("def features(gs)") :]
     assert max(map(len, tail.splitlines())) <= 120
     assert all(line == line.rstrip() for line in source.splitlines())
+
+
+@pytest.mark.parametrize(
+    "text", ["relu(b)\n- 0.1*b", "relu(b)\r\n- 0.1*b\r\n", "\trelu(b)\f-\v0.1*b", "relu(b)\u2028- 0.1*b"]
+)
+def test_a_psi_of_several_lines_is_one_line_of_the_module(text: str) -> None:
+    layer = Layer([[1.0]], [1.0], [1.0], text)
+    assert layer([[2.0], [-2.0]]).ravel().tolist() == [3.8, -1.8]
+    assert generate(text).psi.text == "relu(b) - 0.1*b"

@@ -182,6 +182,8 @@ def test_unknown_is_said_not_guessed():
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
+        ("Relu", InputError, r"psi 'Relu' is not a known name \(did you mean 'relu'\?\)"),
+        ("TANH(b)", InputError, r"unknown function 'TANH' \(did you mean 'tanh'\?\)"),
         ("relo", InputError, r"psi 'relo' is not a known name \(did you mean 'relu'\?\); known: relu, "),
         ("relu(sin(b))", UnsupportedError, r"sin\(b\) = 0 could not be listed"),
         ("max(silu(b), gelu(b))", UnsupportedError, "breaks are unknown"),

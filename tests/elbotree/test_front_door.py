@@ -48,6 +48,48 @@ def test_every_public_name_is_there_and_an_unknown_one_is_refused() -> None:
         _ = et.evaluat
 
 
+LAYER = et.Layer([[1.0]], [0.5], [0.5])
+P1 = et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: et.joint([LAYER], P1, [1.0]),
+            r"`layer` is \[Layer.* must be an elbotree.Layer; of a network .*sampled_tails",
+        ),
+        (lambda: et.joint(LAYER, [[1.0]], [1.0]), r"`p1` is \[\[1.0\]\]; .* elbotree.fit_input makes one of data"),
+        (lambda: et.fit([LAYER], P1), r"`layer` is .*; fit_network\(layers, p1\) models a list"),
+        (lambda: et.fit(LAYER, None), r"`p1` is None; it must be an elbotree.FeatureModel"),
+        (lambda: et.fit_network(LAYER, P1), r"`layers` is Layer.*a list of layers, which elbotree.compile_network"),
+        (lambda: et.fit_network([LAYER], "x"), r"`p1` is 'x'; it must be an elbotree.FeatureModel; elbotree.fit_input"),
+        (
+            lambda: et.sampled_tails("x", P1, [1.0], 1.0, 200),
+            r"`layers\[0\]` is 'x'; it must be an elbotree.Layer, which",
+        ),
+        (lambda: et.sampled_tails([LAYER], None, [1.0], 1.0, 200), r"`p1` is None"),
+        (lambda: et.evaluate("problem.json"), r"`problem` is 'problem.json'; .*Problem.load\(path\) reads one"),
+        (lambda: et.gradient(None), r"`problem` is None; it must be an elbotree.Problem"),
+        (lambda: et.flat_objective(None), r"`problem` is None; it must be an elbotree.Problem"),
+        (lambda: et.write_report("x.html", "fitted"), r"`content` is 'fitted'; it must be a problem, a fit, a chain"),
+    ],
+)
+def test_an_object_of_the_wrong_kind_is_named_with_where_the_right_one_comes_from(call: Any, message: str) -> None:
+    with pytest.raises(et.InputError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_results_print_their_value_and_error_on_a_line() -> None:
+    law = et.joint(LAYER, P1, [1.0])
+    assert str(law.tail(2.0)).startswith("P = 0.0")
+    assert len(str(law.tail([1.0, 2.0])).splitlines()) == 2
+    value, error = str(law.mean()).split(" ± ")
+    assert float(value.strip("[]")) == pytest.approx(float(law.mean().value[0]))
+    assert float(error.strip("[]")) < 1e-9
+
+
 def test_a_renamed_name_works_and_warns_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(et._RENAMED, "assess", "evaluate")
     with pytest.warns(DeprecationWarning, match="elbotree.assess is now elbotree.evaluate") as caught:

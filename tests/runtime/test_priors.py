@@ -374,6 +374,7 @@ def test_scipy_distributions_without_a_counterpart_are_refused_with_the_reason()
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ({"kind": "Gamma", "p": 0.3}, r"x\.kind is 'Gamma', which is no prior; did you mean 'gamma'\?"),
         ({"kind": "bernouli", "p": 0.3}, r"x\.kind is 'bernouli', which is no prior; did you mean 'bernoulli'\?"),
         ({"kind": "bernoulli", "q": 0.3}, r"x: a bernoulli prior has no key 'q'; "),
         ({"kind": "bernoulli"}, r"x: a bernoulli prior needs the key 'p'"),

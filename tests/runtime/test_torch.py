@@ -140,3 +140,17 @@ def test_adam_trains_it_and_its_state_is_kept(torch: Any) -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.05
     assert et.evaluate(module.problem(), 1e-4)["L"].value < losses[-1]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "int64"])
+def test_tensors_are_arrays_with_their_gradient_and_whatever_their_type(torch: Any, dtype: str) -> None:
+    numbers = [[1.0, 2.0], [0.0, -3.0]]
+    A = torch.tensor(numbers, dtype=getattr(torch, dtype), requires_grad=dtype != "int64")
+    layer = et.Layer(A, A[0], A[1], "relu", threshold=A[0, 0])
+    assert layer.A.tolist() == numbers
+    assert layer.w.tolist() == numbers[0]
+    assert layer.threshold == 1.0
+    assert layer(A)[0].tolist() == layer(numbers)[0].tolist()
+    assert et.Normal(0.0, A[0, 1]).std == 2.0
+    with pytest.raises(et.InputError, match=r"`layer\.A` has type complex128"):
+        et.Layer(A.to(torch.complex128), A[0], A[1])

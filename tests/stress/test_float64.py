@@ -68,6 +68,26 @@ def test_arrays_of_integers_become_float64(way: str) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+class Frame:
+    """What a data frame or another library's tensor looks like: it has rows, and offers itself as an array."""
+
+    def __init__(self, values: np.ndarray[Any, Any]) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.values, dtype=dtype)
+
+    def __getitem__(self, i: int) -> Any:
+        return Frame(self.values[i])
+
+
+@pytest.mark.parametrize("way", sorted(ARRAYS.keys() - {"fit_input", "encode"}))  # whose lambdas make arrays first
+def test_what_offers_itself_as_an_array_is_taken_as_one(way: str) -> None:
+    np.testing.assert_array_equal(ARRAYS[way](Frame(np.array(A))), ARRAYS[way](np.array(A)))
+    with pytest.raises(et.InputError):
+        ARRAYS[way](Frame(np.array(A, dtype=complex)))
+
+
 @pytest.mark.parametrize("way", ARRAYS)
 @pytest.mark.parametrize("dtype", ["complex128", "str", "bool", "datetime64[s]"])
 def test_other_arrays_are_refused(way: str, dtype: str) -> None:
