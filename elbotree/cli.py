@@ -1,7 +1,7 @@
 """The command line: `elbotree VERB`. The verbs are in `elbotree.verbs`; here are their order and their exit statuses.
 
-Exit status: 0 done, 1 a user's mistake (one line on standard error), 2 wrong usage, 3 a tolerance was not met. With
-`--format json` standard output carries JSON alone; progress goes to standard error, and only on a terminal.
+Exit status: 0 done, 1 a user's mistake (one line on standard error), 2 wrong usage, 3 a tolerance was not met, 130 interrupted.
+With `--format json` standard output carries JSON alone; progress goes to standard error, and only on a terminal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from elbotree.verbs.learning import evaluate, fit
 from elbotree.verbs.networks import compile_
 from elbotree.verbs.pages import completion, doctor, example, report
 from elbotree.verbs.proof import derive, kernels
-from elbotree.verbs.screen import Missed, Mistake
+from elbotree.verbs.screen import Interrupted, Missed, Mistake
 
 
 class _Verbs(click.Group):
@@ -29,6 +29,8 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
         except MemoryError as error:
             raise Mistake(
                 "out of memory: give a larger tol, a smaller problem, or --max-memory to be told before"

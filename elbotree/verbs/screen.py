@@ -34,6 +34,18 @@ class Missed(Mistake):
     exit_code = 3
 
 
+class Interrupted(click.ClickException):
+    """Ctrl-C; status 130, as shells have it."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("interrupted")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.message, file=file, err=file is None)
+
+
 def say(text: str) -> None:
     click.echo(text)
 

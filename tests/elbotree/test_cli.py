@@ -501,6 +501,22 @@ def test_a_network_is_fitted_interrupted_and_asked_for_a_tail(place: Path, monke
     assert "the last model: mean off by" in plain
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_an_interruption_has_the_status_of_shells_and_says_how_to_go_on(
+    problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: bool
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(et, "fit", interrupted)
+    state = tmp_path / "state"
+    result = run("fit", problem_file, *(("--checkpoint", state) if checkpoint else ()))
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    told = [f"interrupted after iteration 0; go on with --checkpoint {state} --resume"] if checkpoint else []
+    assert result.stderr.splitlines() == [*told, "interrupted"]
+
+
 def test_a_network_needs_an_input(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_network(place / "network.onnx")
     monkeypatch.chdir(place)
