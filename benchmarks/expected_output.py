@@ -8,8 +8,8 @@ covariance K of the layers' values as "Estimating the expected output of wide ra
 its least order, k_max = 2: with Z_i normal, E relu(Z_i) and E relu(Z_i)^2 are exact, and to first order in K,
 Cov(relu(Z_i), relu(Z_j)) = P(Z_i > 0) P(Z_j > 0) K_ij. It is written anew here: its package, mlp_cumulant_propagation, is on no
 index, and at k_max = 3 and 4, which are not measured here, it is more exact. The error is the root mean square over outputs and
-networks, in standard deviations of the output, against samples, whose own error (at most: they are antithetic) and time stand beside
-it.
+networks, in standard deviations of the output, against samples, whose own error (at most: they are antithetic) and time stand
+beside it.
 """
 
 from __future__ import annotations
