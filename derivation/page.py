@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 _STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { background: Canvas; font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 math { font-size: 1.1em; overflow: auto hidden; padding: .35rem 0; display: block; text-align: left; margin: .4rem 0; }
 section { border-top: 1px solid #8886; padding: .6rem 0; }
 code { font-size: .92em; } .note { opacity: .75; } li { margin: .5rem 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { opacity: .75; } dd { margin: 0; }
-nav a { margin-right: .7rem; }
+nav a { margin-right: .7rem; } p, li, dd { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .4rem; }
+  ol, ul { padding-left: 1.4rem; } }
 """
 
 
@@ -39,7 +41,8 @@ def proof_html(tree: LossTree) -> str:
         _section("rules", "The rules, and when they apply", [_rules(tree)]),
     ]
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>The loss, derived</title>'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/><title>The loss, derived</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
 

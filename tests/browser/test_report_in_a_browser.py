@@ -91,6 +91,14 @@ def chained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return et.write_report(tmp_path_factory.mktemp("chain") / "chain.html", chain, check_samples=5_000)
 
 
+@pytest.fixture(scope="module")
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of `elbotree derive --format html`."""
+    page = tmp_path_factory.mktemp("proof") / "proof.html"
+    page.write_text(et.derive().proof_html(), encoding="utf-8")
+    return page
+
+
 def show(browser: Any, page: Path, size: tuple[int, int] = DESKTOP, dark: bool = False) -> None:
     """Open the page in a window of that size, in light or dark."""
     width, height = size
@@ -131,7 +139,7 @@ def find(browser: Any, selector: str) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("which", ["fitted", "chained"])
+@pytest.mark.parametrize("which", ["fitted", "chained", "proof"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 @pytest.mark.parametrize("dark", [False, True])
 def test_nothing_is_fetched_nothing_complains_and_nothing_overflows(
