@@ -1,11 +1,12 @@
-"""Executors: what two processes gain, and a model of many, fed by what is measured here.
+"""Executors: what one and two workers gain, and a model of many, fed by what is measured here.
 
-    python -m benchmarks.executors                    one thread, threads, and two processes on n = 32
+    python -m benchmarks.executors                    one thread, threads, and processes on n = 32
     python -m benchmarks.executors --gradient         the same for loss and gradient together
     python -m benchmarks.executors --model 16,32,64   block times and bytes at these sizes, and what follows for a cluster
 
-`one thread` is this process alone, everything in order, without an executor. Of two processes the first evaluation carries the
-law and compiles nothing that is cached; the repeated one finds the law where it is. The three ways take turns, so that what else
+`one thread` is this process alone, everything in order, without an executor. `one worker` is an executor with one process: this
+one works too, so that there are two processes; with `two workers` there are three. The first evaluation with workers carries the
+law and compiles nothing that is cached; the repeated ones find the law where it is. The ways take turns, so that what else
 the machine does meets all alike; of each the least and the median of `--repeats` are printed.
 
 The model takes from each measured size the seconds of a pair and of a single feature's lattice in a worker, the seconds that
@@ -163,8 +164,8 @@ def model(found: Sequence[Measured], task: float, n: int, cores: int) -> dict[st
     }
 
 
-def two_processes(n: int, tol: float, repeats: int, gradient: bool) -> None:
-    """Print what one thread, the threads of this process, and two processes take."""
+def compared(n: int, tol: float, repeats: int, gradient: bool) -> None:
+    """Print what one thread, the threads of this process, and this process with one worker and with two take."""
     p = problem(n)
     values, times = set(), dict[str, list[float]]()
 
@@ -179,16 +180,18 @@ def two_processes(n: int, tol: float, repeats: int, gradient: bool) -> None:
         values.add((found.values if gradient else found)["L"].value)
 
     run("not counted: caches fill", None)
-    with ProcessPoolExecutor(2) as pool:
-        run("two processes, first", pool)
+    with ProcessPoolExecutor(1) as one_worker, ProcessPoolExecutor(2) as two_workers:
+        run("one worker, first", one_worker)
+        run("two workers, first", two_workers)
         for _ in range(repeats):
             run("one thread", None, 1)
             run("two threads", None, 2)
-            run("two processes", pool)
+            run("one worker", one_worker)
+            run("two workers", two_workers)
     one = times["one thread"]
     print(f"n = {n}, tol {tol:g}{', with gradient' if gradient else ''}, load {os.getloadavg()[0]:.1f}")
     print(f"{'seconds':<28} {'least':>8} {'median':>8} {'gain of least':>14} {'of median':>10}")
-    for name in ("one thread", "two threads", "two processes, first", "two processes"):
+    for name in ("one thread", "two threads", "one worker, first", "one worker", "two workers, first", "two workers"):
         least, middle = min(times[name]), median(times[name])
         print(f"{name:<28} {least:8.3f} {middle:8.3f} {min(one) / least:14.2f} {median(one) / middle:10.2f}")
     print(f"the same bits: {len(values) == 1}", flush=True)
@@ -206,7 +209,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}")
     if options.model is None:
-        two_processes(options.size, options.tol, options.repeats, options.gradient)
+        compared(options.size, options.tol, options.repeats, options.gradient)
         return
     spectral._WORTH = 0.0  # so that lattices of single features are seen apart
     found = [measure(int(n), options.tol, options.repeats) for n in options.model.split(",")]

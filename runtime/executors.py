@@ -1,8 +1,8 @@
 """Who walks blocks of pairs: threads of this process, or any `concurrent.futures` executor, which takes single features too.
 
 Blocks go out as they are made and answers come back in the order of the blocks, whoever is done first: what is made of them does
-not depend on how many workers there are. Single features that nobody has taken up when this process wants them it takes back,
-the last ones first. To an executor the law travels with the first blocks only; a worker that does not know it (it joined late,
+not depend on how many workers there are. What nobody has taken up when this process has nothing else to do it takes back, the
+last ones first, so that it works too: with one worker there are two who work. To an executor the law travels with the first blocks only; a worker that does not know it (it joined late,
 or was started anew) says so, and gets it with the next one. A task that fails is tried again; an executor that is lost, or
 that is known to have no workers for too long, ends the work with an `ExecutorError`.
 """
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, islice
 from threading import Lock
 from types import TracebackType
@@ -268,7 +269,7 @@ class Elsewhere:
         self._carried = _carried.setdefault(executor, {})
 
     def walk(self, law: Handle, blocks: Iterator[Block]) -> Walk:
-        return _Pairs(self._executor, self._carried, law.owner, law.data, blocks)
+        return _Pairs(self._executor, self._carried, law, blocks)
 
     def singles(
         self, law: LawData, singles: Iterator[Single]
@@ -315,12 +316,12 @@ def patience() -> float:
 
 
 def workers_of(executor: Executor) -> int | None:
-    """How many workers there are, of an executor that can say so: Dask's, whose workers may come and go."""
+    """How many threads the workers have, of an executor that can say so: Dask's, whose workers may come and go."""
     client = getattr(executor, "_client", None)
     if client is None or not hasattr(client, "nthreads"):
         return None
     try:
-        return len(client.nthreads())
+        return sum(client.nthreads().values())
     except Exception:  # whatever a lost connection raises: the blocks' futures will say so
         return None
 
@@ -369,12 +370,13 @@ class _Sent(Generic[Asked, Found]):
         self._out[future] = number
         future.add_done_callback(self._done.put)
 
-    def _taken_back(self) -> int | None:
-        """The last of the blocks that nobody has begun, which is no longer out; None where all are begun."""
+    def _taken_back(self) -> tuple[int, Asked] | None:
+        """The last of the blocks that nobody has begun, which is no longer out, with its number; None where all are begun."""
         for future, number in reversed(self._out.items()):
             if future.cancel():
-                del self._out[future], self._waiting[number]
-                return number
+                del self._out[future]
+                self._owed.pop(number, None)
+                return number, self._waiting.pop(number)
         return None
 
     def _ready(self) -> Future[object] | None:
@@ -438,19 +440,38 @@ class _Sent(Generic[Asked, Found]):
 
 
 class _Pairs(_Sent[Block, Answer]):
-    """Blocks of pairs: their answers in order."""
+    """Blocks of pairs: their answers in order, the last ones being made here while none comes."""
+
+    def __init__(self, executor: Executor, carried: dict[str, int], law: Handle, blocks: Iterator[Block]) -> None:
+        super().__init__(executor, carried, law.owner, law.data, blocks)
+        self._here = law
 
     def __enter__(self) -> Self:
         self._fill()
         return self
 
+    @cached_property
+    def _hands(self) -> int | None:
+        return workers_of(self._executor)
+
+    def _spare(self) -> bool:
+        """Whether there may be blocks that nobody has begun. Dask's futures do not say: there, as many as its workers have
+        threads are left to them; and where it has no worker, this process does not do all of their work alone."""
+        return self._hands is None or 0 < self._hands < len(self._out)
+
     def __iter__(self) -> Iterator[Answer]:
         early: dict[int, Answer] = {}
         following = 0
         while self._out:
-            number, answer = self._answer(self._awaited())
-            if answer is None:
-                continue
+            future = self._ready()
+            if future is None and self._spare() and (back := self._taken_back()) is not None:
+                number, block = back
+                answer = self._here.bench.work(block)
+            else:
+                number, found = self._answer(future or self._awaited())
+                if found is None:
+                    continue
+                answer = found
             early[number] = answer
             self._fill()
             while following in early:
@@ -470,7 +491,7 @@ class _Singles(_Sent[Single, Sums]):
             future = self._ready()
             if future is None and (back := self._taken_back()) is not None:
                 self._fill()
-                yield back, None
+                yield back[0], None
                 continue
             number, sums = self._answer(future or self._awaited())
             if sums is not None:

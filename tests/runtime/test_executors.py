@@ -456,6 +456,7 @@ def test_an_executor_that_is_silent_is_told_of(
     class Slow(Inline):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
             future: Future[Any] = Future()
+            future.set_running_or_notify_cancel()  # begun, so that nobody takes it back
             threading.Timer(0.3, lambda: future.set_result(executors.work(args[0]))).start()
             return future
 
@@ -463,6 +464,42 @@ def test_an_executor_that_is_silent_is_told_of(
         et.evaluate(problem(), tol=1e-2, executor=Slow())
     assert "no answer from Slow for 0." in caplog.text
     assert "; 6 are out, 0 are done" in caplog.text
+
+
+def test_blocks_that_nobody_begins_are_made_here_to_the_same_bits() -> None:
+    class Idle(Executor):
+        def __init__(self) -> None:
+            self.held = list[Future[Any]]()
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.held.append(Future())
+            if len(self.held) == 1:
+                self.held[0].set_running_or_notify_cancel()
+                threading.Timer(0.5, lambda: self.held[0].set_result(executors.work(args[0]))).start()
+            return self.held[-1]
+
+    idle = Idle()
+    assert et.evaluate(problem(), tol=1e-3, executor=idle)["L"].value == et.evaluate(problem(), tol=1e-3)["L"].value
+    assert [future.cancelled() for future in idle.held] == [False, *[True] * (len(idle.held) - 1)]
+
+
+def test_what_workers_of_dask_may_have_begun_is_left_to_them() -> None:
+    class Busy(Inline):
+        """Five threads, and futures that do not say that they are begun."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._client = Client(5)
+            self.held = list[Future[Any]]()
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.held.append(future := Future[Any]())
+            threading.Timer(0.5, lambda: future.cancelled() or future.set_result(executors.work(args[0]))).start()
+            return future
+
+    busy = Busy()
+    assert et.evaluate(problem(), tol=1e-3, executor=busy)["L"].value == et.evaluate(problem(), tol=1e-3)["L"].value
+    assert [future.cancelled() for future in busy.held] == [*[False] * 5, True]
 
 
 class Client:
