@@ -24,12 +24,9 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) is older than 3.11; choose another with: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp a set of extras, made anew whenever the project's requirements change. mpi4py is built with the mpicc that is here:
-# wheels know the library of one MPI only.
+# One stamp a set of extras, made anew whenever the project's requirements change.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
-	@case ",$*," in *,mpi,*) command -v mpiexec mpicc > /dev/null || { echo "error: the extra mpi needs mpiexec and mpicc;" \
-	  "Debian has them in mpich and libmpich-dev: apt-get install mpich libmpich-dev" >&2; exit 1; };; esac
-	PIP_NO_BINARY=mpi4py $(PIP) install -e '.[$*]'
+	$(PIP) install -e '.[$*]'
 	@touch $@
 
 demo: $(VENV)/.installed-sklearn  ## learn a layer of a small digits network and write the report
@@ -38,9 +35,9 @@ demo: $(VENV)/.installed-sklearn  ## learn a layer of a small digits network and
 test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
 	$(BIN)/python -m pytest
 
-# The tests that a machine without the extras skips: here a skip for want of one of them is a failure. EXTRAS=mpi is for machines
-# that have an MPI (Debian: apt-get install mpich libmpich-dev); building mpi4py takes some minutes.
-EXTRAS ?= torch,onnx,cluster,plots
+# The tests that a machine without the extras skips: here a skip for want of one of them is a failure. mpi-test brings an MPI of
+# its own, as a wheel.
+EXTRAS ?= torch,onnx,cluster,plots,mpi-test
 EXTRA_TESTS ?= tests/runtime/test_networks.py tests/runtime/test_torch.py tests/elbotree/test_cluster.py \
   tests/elbotree/test_cli.py tests/elbotree/test_fitting.py tests/stress/test_input.py tests/docs/test_pages.py
 extras: $(VENV)/.installed-test $(VENV)/.installed-sklearn $(VENV)/.installed-$(EXTRAS)  ## run the tests that need the extras EXTRAS, which may not skip

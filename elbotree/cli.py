@@ -27,6 +27,11 @@ class _Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            from elbotree.runtime.errors import abridged
+
+            error.message = abridged(error.message)
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:
@@ -36,8 +41,10 @@ class _Verbs(click.Group):
                 "out of memory: give a larger tol, a smaller problem, or --max-memory to be told before"
             ) from error
         except OSError as error:
+            from elbotree.runtime.errors import abridged
+
             place = f"{error.filename}: " if error.filename else ""
-            raise Mistake(f"{place}{error.strerror or error}") from error
+            raise Mistake(abridged(f"{place}{error.strerror or error}")) from error
         except Exception as error:
             from elbotree.runtime.errors import ElbotreeError, ToleranceError
 

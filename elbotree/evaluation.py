@@ -11,7 +11,7 @@ from typing import Any
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import Kernels, generate
-from elbotree.runtime.arguments import check_bound, check_kind, check_seed, finite_number
+from elbotree.runtime.arguments import MOST_SAMPLES, check_bound, check_count, check_kind, check_seed, finite_number
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.expectations import Expectations
@@ -258,7 +258,4 @@ def _check_arguments(
         raise InputError('eps is the width of the grid\'s bins: give it with method="grid", or leave it out')
     if eps is not None and not finite_number(eps, "eps") > 0:
         raise InputError(f"eps is {eps!r}; it must be a positive number, such as 0.01")
-    if check_samples is not None and check_samples < 2:
-        raise InputError(
-            f"check_samples is {check_samples!r}; it must be at least 2, so that there is a standard error"
-        )
+    check_count("check_samples", check_samples, 2, MOST_SAMPLES)

@@ -18,7 +18,7 @@ import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
 from elbotree.evaluation import DEFAULT_TOL, kernels_for
 from elbotree.runtime import encoding
-from elbotree.runtime.arguments import check_kind, finite_number
+from elbotree.runtime.arguments import MOST_FEATURES, MOST_STARTS, check_count, check_kind, finite_number
 from elbotree.runtime.bounds import Bound, bound_below
 from elbotree.runtime.checkpoints import CheckpointFolder, Step, encoder_form, fingerprint
 from elbotree.runtime.errors import InputError
@@ -291,23 +291,11 @@ def fit(
     return Fit(found.problem, values, found.history, message, reports, nats, found.noise_floor, bound)
 
 
-MOST_FEATURES = 65_536  # their pairs alone are two billion
-
-
 def _check_counts(features: int | None, starts: int | None, iterations: int, rounds: int) -> None:
-    for name, count, least in (
-        ("features", features, 0),
-        ("starts", starts, 1),
-        ("iterations", iterations, 1),
-        ("rounds", rounds, 1),
-    ):
-        if count is None:
-            continue
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            left_out = ", or be left out" if name in ("features", "starts") else ""
-            raise InputError(f"`{name}` is {count!r}; it must be a whole number, {least} or more{left_out}")
-    if features is not None and features > MOST_FEATURES:
-        raise InputError(f"`features` is {features:,}; the limit is {MOST_FEATURES:,}")
+    check_count("features", features, 0, MOST_FEATURES)
+    check_count("starts", starts, 1, MOST_STARTS)
+    check_count("iterations", iterations, 1)
+    check_count("rounds", rounds, 1)
 
 
 def load(folder: str | Path) -> Fit:

@@ -19,7 +19,7 @@ from elbotree.fitting import Fit
 from elbotree.fitting import load as load_fit
 from elbotree.runtime import chain as chains
 from elbotree.runtime.activations import Activation
-from elbotree.runtime.arguments import finite_number, read_only_array, real_array
+from elbotree.runtime.arguments import MOST_SAMPLES, check_count, finite_number, read_only_array, real_array
 from elbotree.runtime.chain_checkpoints import read_loss
 from elbotree.runtime.drift import Drift
 from elbotree.runtime.errors import InputError
@@ -202,7 +202,7 @@ def sampled_tails(
     row = read_only_array(v, "v", 1)
     if row.shape != (n,):
         raise InputError(f"`v` has shape {row.shape}; the last layer has {n} outputs, so it must be ({n},)")
-    chains.check_count("samples", samples, 100)
+    check_count("samples", samples, 100, MOST_SAMPLES)
     points = real_array(x, "x").ravel().tolist()
     return tuple(sampled_tail(layers, p1, row, point, samples, seed) for point in points)
 

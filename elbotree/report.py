@@ -22,7 +22,7 @@ from elbotree.evaluation import evaluate, kernels_for
 from elbotree.fitting import Fit
 from elbotree.html import Markup, join, page, table, tag
 from elbotree.report_laws import ReadOut
-from elbotree.runtime.arguments import shortened
+from elbotree.runtime.arguments import MOST_ROWS, check_count, shortened
 from elbotree.runtime.chain import Chain
 from elbotree.runtime.chain_checkpoints import Loss
 from elbotree.runtime.drift import TRUSTED
@@ -129,6 +129,7 @@ def write_report(
 
     Returns the path. Raises InputError where it cannot be written.
     """
+    check_count("check_samples", check_samples, 2, MOST_ROWS)
     if isinstance(content, Fit):
         content = _page_of_fit(content, title or "A fitted layer", content.values.tol, check_samples, seed, read_outs)
     elif isinstance(content, Chain):
@@ -154,6 +155,7 @@ def report_on(
     read_outs: int = report_laws.READ_OUTS,
 ) -> Path:
     """The page about a problem's JSON file or the folder of a fit or a chain, as the command line asks for it."""
+    check_count("check_samples", check_samples, 2, MOST_ROWS)
     found, name = read_source(source), source.resolve().name
     target = out or (source / "report.html" if source.is_dir() else source.with_suffix(".html"))
     if isinstance(found, Chain):

@@ -99,6 +99,23 @@ def _check_nested(value: object, name: str, dimensions: int) -> None:
             raise InputError(f"`{name}[{i}]` is {shortened(item)}; it must be a number")
 
 
+MOST_FEATURES = 65_536  # their pairs alone are two billion
+MOST_STARTS = 1_000
+MOST_ROWS = 10_000_000  # drawn at once
+MOST_SAMPLES = 1_000_000_000  # hours of work; a standard error of 3e-5 standard deviations
+
+
+def check_count(name: str, count: object, least: int, most: int | None = None) -> None:
+    """InputError unless `count` is None or a whole number of at least `least`, and of at most `most` where that is given."""
+    if count is None:
+        return
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
+        raise InputError(f"`{name}` is {shortened(count)}; it must be a whole number of at least {least}")
+    if most is not None and count > most:
+        shown = f"{count:,}" if count < 10**18 else "beyond 10^18"
+        raise InputError(f"`{name}` is {shown}; the limit is {most:,}")
+
+
 def check_seed(seed: object) -> None:
     """InputError unless `seed` is a whole number of at least 0, as numpy's generators take it."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:

@@ -24,7 +24,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from elbotree.runtime.arguments import check_kind, check_seed, finite_number, read_only_array, real_array, shortened
+from elbotree.runtime.arguments import (
+    MOST_FEATURES,
+    MOST_SAMPLES,
+    check_count,
+    check_kind,
+    check_seed,
+    finite_number,
+    read_only_array,
+    real_array,
+    shortened,
+)
 from elbotree.runtime.chain_checkpoints import ChainFolder, Done, Loss
 from elbotree.runtime.drift import TRUSTED, Drift, measure_drift
 from elbotree.runtime.encoding import EncodingKernels, bound
@@ -142,7 +152,7 @@ class Chain:
             raise InputError(
                 f"`v` has shape {row.shape}; the last layer has {model.n} outputs, so it must be ({model.n},)"
             )
-        check_count("check_samples", check_samples, 100)
+        check_count("check_samples", check_samples, 100, MOST_SAMPLES)
         found = model.marginal(row).tail(x, tol)
         checks = []
         if check_samples is not None:
@@ -452,12 +462,7 @@ def _check(
     if not 0 < noise_floor < 1:
         raise InputError(f"`noise_floor` is {noise_floor!r}; it must lie between 0 and 1, such as 0.02")
     check_seed(seed)
-    counts = {"features": (features, 0), "iterations": (iterations, 0), "samples": (samples, 2)}
-    for name, (count, least) in {**counts, "check_samples": (check_samples, 100)}.items():
-        check_count(name, count, least)
-
-
-def check_count(name: str, count: object, least: int) -> None:
-    """InputError unless `count` is None or a whole number of at least `least`."""
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
-        raise InputError(f"`{name}` is {count!r}; it must be a whole number of at least {least}")
+    check_count("features", features, 0, MOST_FEATURES)
+    check_count("iterations", iterations, 0)
+    check_count("samples", samples, 2, MOST_SAMPLES)
+    check_count("check_samples", check_samples, 100, MOST_SAMPLES)

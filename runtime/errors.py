@@ -5,9 +5,25 @@ A message names the argument, what arrived, what was expected, and the fix. Noth
 
 from __future__ import annotations
 
+import re
+
+_LONG = re.compile(r"\S{201,}")
+
+
+def abridged(message: str) -> str:
+    """The message with words of more than 200 characters cut in their middle: names and texts come from strangers.
+
+    >>> len(abridged("there is no " + "x" * 5000))
+    115
+    """
+    return _LONG.sub(lambda word: f"{word[0][:60]}...{word[0][-40:]}", message)
+
 
 class ElbotreeError(Exception):
     """Base of all errors that a user can cause and mend; the command line prints one line and exits with status 1."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(abridged(message))
 
 
 class InputError(ElbotreeError, ValueError):

@@ -2,9 +2,10 @@
 
 Blocks go out as they are made and answers come back in the order of the blocks, whoever is done first: what is made of them does
 not depend on how many workers there are. What nobody has taken up when this process has nothing else to do it takes back, the
-last ones first, so that it works too: with one worker there are two who work. To an executor the law travels with the first blocks only; a worker that does not know it (it joined late,
-or was started anew) says so, and gets it with the next one. A task that fails is tried again; an executor that is lost, or
-that is known to have no workers for too long, ends the work with an `ExecutorError`.
+last ones first, so that it works too: with one worker there are two who work. To an executor the law travels with the first
+blocks only; a worker that does not know it (it joined late, or was started anew) says so, and gets it with the next one. A task
+that fails is tried again; an executor that is lost, or that is known to have no workers for too long, ends the work with an
+`ExecutorError`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from elbotree.runtime.arguments import check_seed
-from elbotree.runtime.errors import InputError, UnsupportedError
+from elbotree.runtime.arguments import MOST_SAMPLES, check_count, check_seed
+from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer
@@ -128,8 +128,7 @@ class SamplingExpectations(_PointExpectations):
     """
 
     def __init__(self, layer: Layer, p1: FeatureModel, encoder: Encoder, samples: int = 100_000, seed: int = 0) -> None:
-        if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < 2:
-            raise InputError(f"`samples` is {samples!r}; it must be a whole number of at least 2")
+        check_count("samples", samples, 2, MOST_SAMPLES)
         super().__init__(layer, p1, encoder)
         check_seed(seed)
         self.samples, self.seed = int(samples), seed

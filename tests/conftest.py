@@ -18,6 +18,7 @@ import pytest
 _MODULES = {
     "cluster": "distributed",
     "mpi": "mpi4py",
+    "mpi-test": "mpi4py",
     "plots": "matplotlib",
     "sklearn": "sklearn",
 }  # of extras not named as what they install

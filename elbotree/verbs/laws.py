@@ -29,8 +29,10 @@ def sample(source: Path, count: int, which: str | None, seed: int, style: str) -
     """
     import numpy as np
 
+    from elbotree.runtime.arguments import MOST_ROWS, check_count
     from elbotree.sources import law_of, read_law_source
 
+    check_count("rows", count, 1, MOST_ROWS)
     model, layers = law_of(read_law_source(source), which)
     rows = model.sample(count, np.random.default_rng(seed))
     for layer in layers:

@@ -209,7 +209,7 @@ def test_features_and_priors_are_drawn(fitted: Fit, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["starts", "iterations", "rounds"])
 def test_counts_that_do_not_fit_are_refused(name: str) -> None:
     layer = et.Layer([[1.0]], [0.5], [0.8], "relu")
-    with pytest.raises(InputError, match=f"`{name}` is 0; it must be a whole number, 1 or more"):
+    with pytest.raises(InputError, match=f"`{name}` is 0; it must be a whole number of at least 1"):
         et.fit(layer, et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4), **{name: 0})  # type: ignore[arg-type]
 
 

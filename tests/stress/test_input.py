@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from safetensors.numpy import save
 
 import elbotree as et
+from elbotree.cli import main
 from elbotree.derivation.grammar import FUNCTIONS, MAX_LENGTH, parse_psi
 from elbotree.runtime.storage import load_folder
 from tests.stress import outcomes
@@ -491,6 +493,52 @@ def test_a_number_of_features_without_bound_is_refused() -> None:
     layer, p1 = et.Layer([[1.0]], [0.5], [0.5]), et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4)
     with pytest.raises(et.InputError, match=r"`features` is 99,999,999; the limit is 65,536"):
         et.fit(layer, p1, 99_999_999)
+
+
+ENDLESS = "100000000000"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["evaluate", "{}", "--check-samples", ENDLESS],
+            "`check_samples` is 100,000,000,000; the limit is 1,000,000,000",
+        ),
+        (["fit", "{}", "--starts", ENDLESS], "`starts` is 100,000,000,000; the limit is 1,000"),
+        (["sample", "{}", "-n", ENDLESS], "`rows` is 100,000,000,000; the limit is 10,000,000"),
+        (["report", "{}", "--check-samples", ENDLESS], "`check_samples` is 100,000,000,000; the limit is 10,000,000"),
+        (
+            ["tail", "{}", "--row", "1,0", "--above", "1", "--check-samples", ENDLESS],
+            "`samples` is 100,000,000,000; the limit is 1,000,000,000",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_work_without_bound_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    et.Problem.from_dict(SMALL).save(file)
+    result = CliRunner().invoke(main, [word.replace("{}", str(file)) for word in words])
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["{}"],
+        ["evaluate", "{}"],
+        ["evaluate", "--{}"],
+        ["fit", ".", "--family", "{}"],
+        ["kernels", "--psi", "{}"],
+        ["derive", "--node", "{}"],
+    ],
+    ids=" ".join,
+)
+def test_long_words_are_cut_in_errors(words: list[str]) -> None:
+    result = CliRunner().invoke(main, [word.replace("{}", "x" * 5000) for word in words])
+    assert result.exit_code in (1, 2)
+    assert len(result.stderr) < 800
 
 
 # -- command lines ----------------------------------------------------------------------------------------------------
