@@ -302,7 +302,7 @@ def sums_of(shared: BLaw, asked: Sequence[PairSum]) -> tuple[Array, Array]:
         pairs, boxes, starts, np.concatenate(series), np.array([one.tol for one in asked]), axes,
         (
             shared.tail, shared.by_monomial, shared.weak.usable, shared.costs, _step_table(int(boxes.max()) + 1), shared.norm,
-            shared.unit, _SPREAD, _DEGREE, shared.along, shared.weak.coefficients, shared.b_modes,
+            shared.unit, _SPREAD, _DEGREE, shared.along, shared.weak.parts, shared.b_modes,
         ),
         (transform.pieces, transform.step, transform.hi - transform.lo), sources, MAX_POINTS, values, errors,
     )  # fmt: skip
@@ -352,7 +352,7 @@ class PairLattice:
                 "use fewer encoder parameters per integrand"
             )
         self._phases: Array = np.stack([one.psi, two.psi], axis=1)
-        self._sums: tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray] | None = None
+        self._sums: tuple[ComplexArray, Array, ComplexArray, ComplexArray] | None = None
 
     @property
     def box(self) -> tuple[int, int]:
@@ -435,8 +435,9 @@ class PairLattice:
         part = full[:, :, middle - self.reach : middle + self.reach + 1]
         return part.reshape(powers, len(p), len(q), part.shape[-1])
 
-    def _walk(self, vectors: bool) -> tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray]:
-        """X, and for vectors the terms, the sums with phi_e' and with k, in numpy: the reference of the compiled walk."""
+    def _walk(self, vectors: bool) -> tuple[ComplexArray, Array, ComplexArray, ComplexArray]:
+        """X, and for vectors the terms (real and imaginary parts), the sums with phi_e' and with k, in numpy: the reference of the
+        compiled walk."""
         powers, rows, columns, K, E = self._shape(vectors)
         X = np.zeros((powers, rows, columns), dtype=np.complex128)
         kept = (rows, columns, K) if vectors else (0, 0, 0)
@@ -475,9 +476,9 @@ class PairLattice:
             for i in range(E - 1, -1, -1):
                 by_source[i, block] = (prefix[i] * factors[i][1] * after).sum(axis=-1)
                 after = after * factors[i][0]
-        return X, terms, by_source, by_k
+        return X, np.stack([terms.real, terms.imag], axis=2), by_source, by_k
 
-    def _walk_compiled(self, vectors: bool) -> tuple[ComplexArray, ComplexArray, ComplexArray, ComplexArray]:
+    def _walk_compiled(self, vectors: bool) -> tuple[ComplexArray, Array, ComplexArray, ComplexArray]:
         """The same by compiled loops."""
         from elbotree.runtime import pair_loops
 
@@ -485,7 +486,7 @@ class PairLattice:
         powers, rows, columns, K, E = self._shape(vectors)
         out = (
             np.zeros((powers, rows, columns), dtype=np.complex128),
-            np.zeros((rows, columns, K) if vectors else (0, 0, 0), dtype=np.complex128),
+            np.zeros((rows, columns, 2, K) if vectors else (0, 0, 0, 0)),
             np.zeros((E, rows, columns), dtype=np.complex128),
             np.zeros((rows, columns), dtype=np.complex128),
         )
@@ -505,7 +506,7 @@ class PairLattice:
         else:
             base = np.ascontiguousarray(self._base(slice(0, rows), powers))
         walk_pair(
-            self._noise(), np.nonzero(self.merged)[0], self.A, self.B, shared.weak.coefficients, shared.b_modes - self.reach,
+            self._noise(), np.nonzero(self.merged)[0], self.A, self.B, shared.weak.parts, shared.b_modes - self.reach,
             self.first, self.limits, self._walked, explicit, shared.along, tuple(sources),
             (self._phases, pieces, step, length, base), out,
         )  # fmt: skip
@@ -538,17 +539,17 @@ class PairLattice:
         law, shared = self.law, self.shared
         p, q = (self.first + np.arange(c.shape[0])).astype(float), np.arange(c.shape[1]).astype(float)
         sources = self._merged_slopes(c, terms)
-        sources[~self.merged] = np.tensordot(by_source, c, axes=2)
+        sources[~self.merged] = np.tensordot(by_source, c, axes=2).imag
         sum_p, sum_q = np.sum(c * X[0] * p[:, None]), np.sum(c * X[0] * q)
         omega = np.array([sum_p, sum_q]) @ self._V + np.sum(c * by_k) * shared.b_step
-        out = -1j * (law.loadings @ sources) + 1j * (law.noise @ omega) + np.sum(c * X[0]) * law.mean
+        out = law.loadings @ sources - law.noise @ omega.imag + np.sum(c * X[0]).real * law.mean
         if shared.transform is not None:
-            out = out + np.sum(c * X[1]) * shared.w
-        return np.asarray(out.real)
+            out = out + np.sum(c * X[1]).real * shared.w
+        return np.asarray(out)
 
-    def _merged_slopes(self, c: ComplexArray, terms: ComplexArray) -> ComplexArray:
-        """sum over modes of c sum_k terms phi_i' / phi_i for the merged sources, 0 for the others, (m,)."""
-        out = np.zeros(len(self.law.priors), dtype=np.complex128)
+    def _merged_slopes(self, c: ComplexArray, terms: Array) -> Array:
+        """Im of the sum over modes of c sum_k terms phi_i' / phi_i for the merged sources, 0 for the others, (m,)."""
+        out = np.zeros(len(self.law.priors))
         weak, R, begin = self.shared.weak, self.degree, self.shared.b_modes - self.reach
         if self.compiled:
             from elbotree.runtime import pair_loops
@@ -556,26 +557,16 @@ class PairLattice:
             merged_slopes: Any = pair_loops.merged_slopes
             chosen = np.nonzero(self.merged)[0]
             merged_slopes(
-                np.ascontiguousarray(c),
-                terms,
-                self.limits,
-                self.first,
-                R,
-                chosen,
-                self.A,
-                self.B,
-                weak.coefficients,
-                begin,
-                out,
+                np.ascontiguousarray(c), terms, self.limits, self.first, R, chosen, self.A, self.B, weak.parts, begin, out
             )
             return out
         p, q = (self.first + np.arange(c.shape[0])).astype(float), np.arange(c.shape[1]).astype(float)
         weighted = c[:, None, :] * np.vander(q, R + 1, increasing=True).T[None]
-        over_q = np.matmul(weighted, terms)  # (rows, b, K)
+        over_q = np.matmul(weighted, terms[:, :, 0] + 1j * terms[:, :, 1])  # (rows, b, K)
         W = np.tensordot(np.vander(p, R + 1, increasing=True).astype(np.complex128), over_q, axes=(0, 0))  # (a, b, K)
         A, B = self.A[self.merged], self.B[self.merged]
         for m in range(R + 1):
-            slopes = (m + 1) * weak.coefficients[m + 1, self.merged, begin : begin + terms.shape[2]]
+            slopes = (m + 1) * weak.coefficients[m + 1, self.merged, begin : begin + terms.shape[3]]
             met = slopes @ np.stack([W[a, m - a] for a in range(m + 1)], axis=1)
-            out[self.merged] += np.einsum("ia,ai->i", met, _loads(m, A, B))
+            out[self.merged] += np.einsum("ia,ai->i", met, _loads(m, A, B)).imag
         return out

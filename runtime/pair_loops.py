@@ -214,7 +214,7 @@ def plan_pair(
 @_jit
 def _polynomial(chosen: Any, A: Any, B: Any, coefficients: Any, begin: int, noise: Any) -> Any:
     """S[a, b, k], (R+1, R+1, K): the coefficient of p^a q^b in the exponent of the sources `chosen`, added to that of the noise.
-    coefficients (ORDERS, m, ..) of `WeakSources`, the first of the K frequencies standing at `begin`."""
+    coefficients (ORDERS, m, 2, ..) of `WeakSources`, the first of the K frequencies standing at `begin`."""
     S = noise.copy()
     R, K = S.shape[0] - 1, S.shape[2]
     for m in range(R + 1):
@@ -225,7 +225,7 @@ def _polynomial(chosen: Any, A: Any, B: Any, coefficients: Any, begin: int, nois
                 load = binomial * A[i] ** a * B[i] ** (m - a)
                 to = S[a, m - a]
                 for k in range(K):
-                    to[k] += load * c[begin + k]
+                    to[k] += load * (c[0, begin + k] + 1j * c[1, begin + k])
                 binomial *= (m - a) / (a + 1.0)
     return S
 
@@ -429,7 +429,8 @@ def _walk_away(
                         term_im = b[0, k] * prefix[E, 1, k] + b[1, k] * prefix[E, 0, k]
                         k_re += frequency[k] * term_re
                         k_im += frequency[k] * term_im
-                        terms[row, q, k] = term_re + 1j * term_im
+                        terms[row, q, 0, k] = term_re
+                        terms[row, q, 1, k] = term_im
                     by_k[row, q] = k_re + 1j * k_im
                     for k in range(lo, hi):
                         after[0, k] = b[0, k]
@@ -511,14 +512,14 @@ def walk_pair(
     """The sums of a pair over k, for its box of modes (p, q), p from `first` on, q = 0, 1, ..
 
     noise (R+1, R+1, K): coefficients of p^a q^b in the exponent of the noise. A, B, along (m,): the sources' phases a unit of p, q
-    and k; merged: those that are one polynomial, from coefficients (ORDERS, m, ..) of `WeakSources`, the first of the K
+    and k; merged: those that are one polynomial, from coefficients (ORDERS, m, 2, ..) of `WeakSources`, the first of the K
     frequencies standing at `begin`; chosen (E,): the others.
     limits (rows, Q+1): how far |k| goes, not growing with q, -1 for modes that are left out; walked (rows, Q+1): 1 for
     modes that are wanted, else 0. sources: those of `LinearLaw.flat`.
     psi = phases, pieces, step, length, base. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q;
     pieces (.., 4) of psi, or base (powers, rows, Q+1, K) where psi is not linear on pieces.
-    sums = X, terms, by_source, by_k. X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, K)
-    = base_0 phi, by_source (E, rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
+    sums = X, terms, by_source, by_k. X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, 2, K)
+    = base_0 phi, 0 at the start, by_source (E, rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
     """
     _walked(noise, merged, A, B, coefficients, begin, first, limits, walked, chosen, along, sources, psi, sums)
 
@@ -584,12 +585,11 @@ def sum_pairs(
         begin = b_modes - reach
         inside = rotate[:, :, begin : begin + K].copy()
         X = np.zeros((1, limits.shape[0], limits.shape[1]), dtype=np.complex128)
-        none = np.zeros((0, 0, 0), dtype=np.complex128)
         _walked(
             gaussian, np.nonzero(merged)[0], A, B, coefficients, begin, first - P, limits, walked, chosen, along,
             (start, atoms, masses, poles, inside, table_row, table_length, table_step, source_tables),
             (phases, pieces, step, length, np.zeros((0, 0, 0, 0), dtype=np.complex128)),
-            (X, none, none, np.zeros((0, 0), dtype=np.complex128)),
+            (X, np.zeros((0, 0, 0, 0)), np.zeros((0, 0, 0), dtype=np.complex128), np.zeros((0, 0), dtype=np.complex128)),
         )  # fmt: skip
         total = 0.0
         for row in range(limits.shape[0]):
@@ -606,62 +606,84 @@ def sum_pairs(
     return -1
 
 
+@_jit
+def _add_four(weights: Any, of: Any, to: Any, lo: Any, hi: Any) -> None:
+    """to += sum of weights[i] of[i] over four arrays (2, K), k in [lo, hi): `to` is loaded and stored once for all."""
+    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
+    for part in range(2):
+        for k in range(lo, hi):
+            to[part, k] += w0 * of[0, part, k] + w1 * of[1, part, k] + w2 * of[2, part, k] + w3 * of[3, part, k]
+
+
 @_entry
 def merged_slopes(
     c: Any, terms: Any, limits: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any, begin: int,
     out: Any,
 ) -> None:  # fmt: skip
-    """out[i] = sum over modes of c[p, q] sum_k terms[p, q, k] T_i'(p A_i + q B_i; k) for the sources i in `chosen`, T_i their
-    parts of the polynomial: sum_m coefficients[m, i] delta^m, m <= degree + 1, the first of the K frequencies at `begin`.
-    limits[p, q]: how far |k| goes, which along a row of modes never grows."""
-    rows, columns, K = terms.shape
+    """out[i] = Im of the sum over modes of c[p, q] sum_k terms[p, q, k] T_i'(p A_i + q B_i; k) for the sources i in `chosen`,
+    T_i their parts of the polynomial: sum_m coefficients[m, i] delta^m, m <= degree + 1, the first of the K frequencies at
+    `begin`. limits[p, q]: how far |k| goes, which along a row of modes never grows; terms (rows, Q+1, 2, K), 0 beyond.
+
+    By way of met[a, b] = sum c p^a q^b terms, a + b <= degree: four modes of a row, and then four rows, at a time."""
+    rows, columns, K = terms.shape[0], terms.shape[1], terms.shape[3]
     R = degree
-    met = np.zeros((R + 1, R + 1, 2, K))  # sum c p^a q^b terms, a + b <= R
-    over_q, term = np.empty((R + 1, 2, K)), np.empty((2, K))
+    met = np.zeros((R + 1, R + 1, 2, K))
+    over_q, term = np.empty((R + 1, 4, 2, K)), np.empty((4, 2, K))
+    of_q, of_p = np.empty((R + 1, 4)), np.empty((R + 1, 4))
     half = K // 2
-    for row in range(rows):
-        if limits[row, 0] < 0:
+    for top in range(0, rows, 4):
+        widest = np.int64(-1)
+        for row in range(top, min(top + 4, rows)):
+            widest = max(widest, limits[row, 0])
+        if widest < 0:
             continue
         # unsigned bounds: an index that cannot be negative needs no check, and the loops vectorise
-        least, most = np.uint64(half - limits[row, 0]), np.uint64(half + limits[row, 0] + 1)
-        for b in range(R + 1):
-            for k in range(least, most):
-                over_q[b, 0, k] = 0.0
-                over_q[b, 1, k] = 0.0
-        for q in range(columns):
-            re, im = c[row, q].real, c[row, q].imag
-            if limits[row, q] < 0 or (re == 0.0 and im == 0.0):
-                continue
-            lo, hi = np.uint64(half - limits[row, q]), np.uint64(half + limits[row, q] + 1)
-            for k in range(lo, hi):
-                term[0, k] = re * terms[row, q, k].real - im * terms[row, q, k].imag
-            for k in range(lo, hi):
-                term[1, k] = re * terms[row, q, k].imag + im * terms[row, q, k].real
-            power = 1.0
+        least, most = np.uint64(half - widest), np.uint64(half + widest + 1)
+        for i in range(4):
+            row = top + i
+            power = 1.0 if row < rows else 0.0
+            for a in range(R + 1):
+                of_p[a, i] = power
+                power *= first + row
             for b in range(R + 1):
-                for k in range(lo, hi):
-                    over_q[b, 0, k] += power * term[0, k]
-                    over_q[b, 1, k] += power * term[1, k]
-                power *= q
-        power = 1.0
-        for a in range(R + 1):
-            for b in range(R + 1 - a):
                 for k in range(least, most):
-                    met[a, b, 0, k] += power * over_q[b, 0, k]
-                    met[a, b, 1, k] += power * over_q[b, 1, k]
-            power *= first + row
+                    over_q[b, i, 0, k] = 0.0
+                    over_q[b, i, 1, k] = 0.0
+            for left in range(0, columns, 4):
+                if row >= rows or limits[row, left] < 0:
+                    break
+                lo, hi = np.uint64(half - limits[row, left]), np.uint64(half + limits[row, left] + 1)
+                for j in range(4):
+                    q = min(left + j, columns - 1)
+                    re, im = c[row, q].real, c[row, q].imag
+                    for k in range(lo, hi):
+                        term[j, 0, k] = re * terms[row, q, 0, k] - im * terms[row, q, 1, k]
+                        term[j, 1, k] = re * terms[row, q, 1, k] + im * terms[row, q, 0, k]
+                    power = 1.0 if left + j < columns else 0.0
+                    for b in range(R + 1):
+                        of_q[b, j] = power
+                        power *= q
+                for b in range(R + 1):
+                    _add_four(of_q[b], term, over_q[b, i], lo, hi)
+        for b in range(R + 1):
+            for a in range(R + 1 - b):
+                _add_four(of_p[a], over_q[b], met[a, b], least, most)
+    slope = np.empty((2, K))
     for i in chosen:
-        total_re, total_im = 0.0, 0.0
+        total = 0.0
         for m in range(R + 1):
+            for k in range(K):
+                slope[0, k] = 0.0
+                slope[1, k] = 0.0
             binomial = m + 1.0
             for a in range(m + 1):
                 load = binomial * A[i] ** a * B[i] ** (m - a)
-                re, im = 0.0, 0.0
                 for k in range(K):
-                    x, y = coefficients[m + 1, i, begin + k].real, coefficients[m + 1, i, begin + k].imag
-                    re += x * met[a, m - a, 0, k] - y * met[a, m - a, 1, k]
-                    im += x * met[a, m - a, 1, k] + y * met[a, m - a, 0, k]
-                total_re += load * re
-                total_im += load * im
+                    slope[0, k] += load * met[a, m - a, 0, k]
+                    slope[1, k] += load * met[a, m - a, 1, k]
                 binomial *= (m - a) / (a + 1.0)
-        out[i] = total_re + 1j * total_im
+            for k in range(K):
+                total += coefficients[m + 1, i, 0, begin + k] * slope[1, k]
+            for k in range(K):
+                total += coefficients[m + 1, i, 1, begin + k] * slope[0, k]
+        out[i] = total

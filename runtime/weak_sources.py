@@ -33,6 +33,7 @@ class WeakSources:
     """Taylor coefficients of the log characteristic functions of a law's sources along the frequencies of b.
 
     coefficients  (ORDERS, m, K): c_m[i, k] for the centred priors, k = -b_modes..b_modes, c_0 being log phi_i(t_ik)
+    parts         (ORDERS, m, 2, K): their real and imaginary parts, for the compiled loops
     sizes         (ORDERS, m): the root mean square over k, in the weight that the walk gives to k, of |c_m[i, k]|; infinite
                   for a source whose phi_i comes too close to 0 to have a logarithm
     """
@@ -51,6 +52,7 @@ class WeakSources:
         # phi(-t) is the conjugate of phi(t): c_m(-t) = (-1)^m conj(c_m(t))
         mirrored = half[:, :, :0:-1].conj() * ((-1.0) ** np.arange(ORDERS))[:, None, None]
         self.coefficients: ComplexArray = np.ascontiguousarray(np.concatenate([mirrored, half], axis=2))
+        self.parts: Array = np.stack([self.coefficients.real, self.coefficients.imag], axis=2)
         weight = over_k**2 / np.sum(over_k**2)
         self.sizes: Array = np.sqrt((np.abs(self.coefficients) ** 2) @ weight)
         self.sizes[:, ~self.usable] = np.inf
