@@ -343,7 +343,9 @@ class PairLattice:
         self.reach = int(self.limits.max(initial=0))
         self._V = np.array([one.step, two.step])
         self.A, self.B = one.sources, two.sources
-        self.points = int((2 * self.limits + 1).clip(min=0).sum())
+        walked = (2 * self.limits + 1).clip(min=0)
+        self.points = int(walked.sum())
+        self._starts = (np.cumsum(walked) - walked.ravel()).reshape(walked.shape)  # of each mode's terms
         self.compiled = shared.compiled or self.points > _COMPILE_FROM
         if self.points * (1.0 + int((~self.merged).sum())) > MAX_POINTS:
             raise UnsupportedError(
@@ -366,8 +368,8 @@ class PairLattice:
 
     def memory(self, vectors: bool) -> int:
         """Bytes that the sums take."""
-        powers, rows, columns, K, E = self._shape(vectors)
-        return 16 * rows * columns * (powers + E + 1 + (K if vectors else 0))
+        powers, rows, columns, _, E = self._shape(vectors)
+        return 16 * (rows * columns * (powers + E + 1) + (self.points if vectors else 0))
 
     # ------------------------------------------------------------------ sums
 
@@ -378,12 +380,12 @@ class PairLattice:
 
     def made(self, vectors: bool) -> bool:
         """Whether `make` has nothing left to do."""
-        return self._sums is not None and (len(self._sums[1]) > 0 or not vectors)
+        return self._sums is not None and (self._sums[1].size > 0 or not vectors)
 
     @property
     def bytes(self) -> int:
         """Memory that the boxes and the sums made so far take."""
-        boxes = self.weights.nbytes + self.slack.nbytes + self.limits.nbytes + self._walked.nbytes
+        boxes = self.weights.nbytes + self.slack.nbytes + self.limits.nbytes + self._walked.nbytes + self._starts.nbytes
         return int(boxes + (0 if self._sums is None else sum(x.nbytes for x in self._sums)))
 
     def _shape(self, vectors: bool) -> tuple[int, int, int, int, int]:
@@ -436,8 +438,8 @@ class PairLattice:
         return part.reshape(powers, len(p), len(q), part.shape[-1])
 
     def _walk(self, vectors: bool) -> tuple[ComplexArray, Array, ComplexArray, ComplexArray]:
-        """X, and for vectors the terms (real and imaginary parts), the sums with phi_e' and with k, in numpy: the reference of the
-        compiled walk."""
+        """X, and for vectors the terms (real and imaginary parts of those that are walked, mode by mode), the sums with phi_e' and
+        with k, in numpy: the reference of the compiled walk."""
         powers, rows, columns, K, E = self._shape(vectors)
         X = np.zeros((powers, rows, columns), dtype=np.complex128)
         kept = (rows, columns, K) if vectors else (0, 0, 0)
@@ -476,7 +478,12 @@ class PairLattice:
             for i in range(E - 1, -1, -1):
                 by_source[i, block] = (prefix[i] * factors[i][1] * after).sum(axis=-1)
                 after = after * factors[i][0]
-        return X, np.stack([terms.real, terms.imag], axis=2), by_source, by_k
+        walked = terms[self._inside()] if vectors else np.zeros(0, dtype=np.complex128)
+        return X, np.stack([walked.real, walked.imag]), by_source, by_k
+
+    def _inside(self) -> NDArray[np.bool_]:
+        """Which frequencies each mode walks, (rows, Q + 1, K)."""
+        return np.asarray(np.abs(np.arange(-self.reach, self.reach + 1)) <= self.limits[:, :, None])
 
     def _walk_compiled(self, vectors: bool) -> tuple[ComplexArray, Array, ComplexArray, ComplexArray]:
         """The same by compiled loops."""
@@ -486,7 +493,7 @@ class PairLattice:
         powers, rows, columns, K, E = self._shape(vectors)
         out = (
             np.zeros((powers, rows, columns), dtype=np.complex128),
-            np.zeros((rows, columns, 2, K) if vectors else (0, 0, 0, 0)),
+            np.zeros((2, self.points if vectors else 0)),
             np.zeros((E, rows, columns), dtype=np.complex128),
             np.zeros((rows, columns), dtype=np.complex128),
         )
@@ -508,7 +515,7 @@ class PairLattice:
         walk_pair(
             self._noise(), np.nonzero(self.merged)[0], self.A, self.B, shared.weak.parts, shared.b_modes - self.reach,
             self.first, self.limits, self._walked, explicit, shared.along, tuple(sources),
-            (self._phases, pieces, step, length, base), out,
+            (self._phases, pieces, step, length, base), (*out[:2], self._starts, *out[2:]),
         )  # fmt: skip
         return out
 
@@ -557,16 +564,30 @@ class PairLattice:
             merged_slopes: Any = pair_loops.merged_slopes
             chosen = np.nonzero(self.merged)[0]
             merged_slopes(
-                np.ascontiguousarray(c), terms, self.limits, self.first, R, chosen, self.A, self.B, weak.parts, begin, out
+                np.ascontiguousarray(c),
+                terms,
+                self._starts,
+                self.limits,
+                self.first,
+                R,
+                chosen,
+                self.A,
+                self.B,
+                weak.parts,
+                begin,
+                out,
             )
             return out
         p, q = (self.first + np.arange(c.shape[0])).astype(float), np.arange(c.shape[1]).astype(float)
         weighted = c[:, None, :] * np.vander(q, R + 1, increasing=True).T[None]
-        over_q = np.matmul(weighted, terms[:, :, 0] + 1j * terms[:, :, 1])  # (rows, b, K)
+        inside = self._inside()
+        of_mode = np.zeros(inside.shape, dtype=np.complex128)
+        of_mode[inside] = terms[0] + 1j * terms[1]
+        over_q = np.matmul(weighted, of_mode)  # (rows, b, K)
         W = np.tensordot(np.vander(p, R + 1, increasing=True).astype(np.complex128), over_q, axes=(0, 0))  # (a, b, K)
         A, B = self.A[self.merged], self.B[self.merged]
         for m in range(R + 1):
-            slopes = (m + 1) * weak.coefficients[m + 1, self.merged, begin : begin + terms.shape[3]]
+            slopes = (m + 1) * weak.coefficients[m + 1, self.merged, begin : begin + inside.shape[2]]
             met = slopes @ np.stack([W[a, m - a] for a in range(m + 1)], axis=1)
             out[self.merged] += np.einsum("ia,ai->i", met, _loads(m, A, B)).imag
         return out

@@ -373,11 +373,11 @@ def _walk_away(
     `sign`, in which A is taken too. `moving`: the generators at (first, 0), which step from row to row."""
     start, atoms, masses, poles, rotate, table_row, table_length, table_step, tables = sources
     phases, pieces, step, length, base = psi
-    X, terms, by_source, by_k = sums
+    X, terms, starts, by_source, by_k = sums
     order, K = moving.shape[1] - 1, moving.shape[3]
     half, E, powers = K // 2, chosen.shape[0], X.shape[0]
     Q = limits.shape[1] - 1
-    vectors = terms.shape[0] > 0
+    vectors = terms.shape[1] > 0
     g = np.empty((2, order + 1, K))
     factors, within, place = np.empty((E, 4, K)), np.empty(K), np.empty(K, dtype=np.int64)
     prefix, after = np.empty((E + 1, 2, K)), np.empty((2, K))
@@ -423,14 +423,14 @@ def _walk_away(
                         total_im += b[2 * l, k] * prefix[E, 1, k] + b[2 * l + 1, k] * prefix[E, 0, k]
                     X[l, row, q] = total_re + 1j * total_im
                 if vectors:
-                    k_re, k_im = 0.0, 0.0
+                    k_re, k_im, start_at = 0.0, 0.0, np.uint64(starts[row, q])
                     for k in range(lo, hi):
                         term_re = b[0, k] * prefix[E, 0, k] - b[1, k] * prefix[E, 1, k]
                         term_im = b[0, k] * prefix[E, 1, k] + b[1, k] * prefix[E, 0, k]
                         k_re += frequency[k] * term_re
                         k_im += frequency[k] * term_im
-                        terms[row, q, 0, k] = term_re
-                        terms[row, q, 1, k] = term_im
+                        terms[0, start_at + (k - lo)] = term_re
+                        terms[1, start_at + (k - lo)] = term_im
                     by_k[row, q] = k_re + 1j * k_im
                     for k in range(lo, hi):
                         after[0, k] = b[0, k]
@@ -518,8 +518,8 @@ def walk_pair(
     modes that are wanted, else 0. sources: those of `LinearLaw.flat`.
     psi = phases, pieces, step, length, base. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q;
     pieces (.., 4) of psi, or base (powers, rows, Q+1, K) where psi is not linear on pieces.
-    sums = X, terms, by_source, by_k. X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (rows, Q+1, 2, K)
-    = base_0 phi, 0 at the start, by_source (E, rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
+    sums = X, terms, starts, by_source, by_k. X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (2, ..)
+    = Re and Im of base_0 phi, those of a mode from starts[p, q] on, by_source (E, rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
     """
     _walked(noise, merged, A, B, coefficients, begin, first, limits, walked, chosen, along, sources, psi, sums)
 
@@ -589,7 +589,10 @@ def sum_pairs(
             gaussian, np.nonzero(merged)[0], A, B, coefficients, begin, first - P, limits, walked, chosen, along,
             (start, atoms, masses, poles, inside, table_row, table_length, table_step, source_tables),
             (phases, pieces, step, length, np.zeros((0, 0, 0, 0), dtype=np.complex128)),
-            (X, np.zeros((0, 0, 0, 0)), np.zeros((0, 0, 0), dtype=np.complex128), np.zeros((0, 0), dtype=np.complex128)),
+            (
+                X, np.zeros((2, 0)), np.zeros((0, 0), dtype=np.int64), np.zeros((0, 0, 0), dtype=np.complex128),
+                np.zeros((0, 0), dtype=np.complex128),
+            ),
         )  # fmt: skip
         total = 0.0
         for row in range(limits.shape[0]):
@@ -617,20 +620,20 @@ def _add_four(weights: Any, of: Any, to: Any, lo: Any, hi: Any) -> None:
 
 @_entry
 def merged_slopes(
-    c: Any, terms: Any, limits: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any, begin: int,
+    c: Any, terms: Any, starts: Any, limits: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any, begin: int,
     out: Any,
 ) -> None:  # fmt: skip
     """out[i] = Im of the sum over modes of c[p, q] sum_k terms[p, q, k] T_i'(p A_i + q B_i; k) for the sources i in `chosen`,
     T_i their parts of the polynomial: sum_m coefficients[m, i] delta^m, m <= degree + 1, the first of the K frequencies at
-    `begin`. limits[p, q]: how far |k| goes, which along a row of modes never grows; terms (rows, Q+1, 2, K), 0 beyond.
+    `begin`. limits[p, q]: how far |k| goes, which along a row of modes never grows; terms and starts as in `walk_pair`.
 
     By way of met[a, b] = sum c p^a q^b terms, a + b <= degree: four modes of a row, and then four rows, at a time."""
-    rows, columns, K = terms.shape[0], terms.shape[1], terms.shape[3]
-    R = degree
+    rows, columns = limits.shape
+    R, half = degree, max(limits.max(), 0)
+    K = 2 * half + 1
     met = np.zeros((R + 1, R + 1, 2, K))
     over_q, term = np.empty((R + 1, 4, 2, K)), np.empty((4, 2, K))
     of_q, of_p = np.empty((R + 1, 4)), np.empty((R + 1, 4))
-    half = K // 2
     for top in range(0, rows, 4):
         widest = np.int64(-1)
         for row in range(top, min(top + 4, rows)):
@@ -654,12 +657,18 @@ def merged_slopes(
                     break
                 lo, hi = np.uint64(half - limits[row, left]), np.uint64(half + limits[row, left] + 1)
                 for j in range(4):
-                    q = min(left + j, columns - 1)
-                    re, im = c[row, q].real, c[row, q].imag
+                    q = left + j
                     for k in range(lo, hi):
-                        term[j, 0, k] = re * terms[row, q, 0, k] - im * terms[row, q, 1, k]
-                        term[j, 1, k] = re * terms[row, q, 1, k] + im * terms[row, q, 0, k]
-                    power = 1.0 if left + j < columns else 0.0
+                        term[j, 0, k] = 0.0
+                        term[j, 1, k] = 0.0
+                    if q < columns and limits[row, q] >= 0:
+                        re, im, start = c[row, q].real, c[row, q].imag, np.uint64(starts[row, q])
+                        own, end = np.uint64(half - limits[row, q]), np.uint64(half + limits[row, q] + 1)
+                        for k in range(own, end):
+                            at = start + (k - own)
+                            term[j, 0, k] = re * terms[0, at] - im * terms[1, at]
+                            term[j, 1, k] = re * terms[1, at] + im * terms[0, at]
+                    power = 1.0
                     for b in range(R + 1):
                         of_q[b, j] = power
                         power *= q
