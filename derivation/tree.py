@@ -409,7 +409,8 @@ class LossTree:
 def derive() -> LossTree:
     """Derive the loss tree from the ELBO (Definition 2.3) by the rules of `rules`.
 
-    The paper: Theorem 3.1's proof and Figure 2, with the errata's corrections. Raises RuleError when a step fails.
+    Returns a `LossTree`. Raises RuleError when a step fails. The paper: Theorem 3.1's proof and Figure 2, with the errata's
+    corrections.
 
     >>> from elbotree.derivation import derive
     >>> derive()["R2"].expression

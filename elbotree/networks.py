@@ -34,7 +34,17 @@ FORMAT = "elbotree-chain/2"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chain(chains.Chain):
-    """A feature model for every layer of a network, made by `fit_network`; see `elbotree.runtime.chain.Chain`."""
+    """A feature model for every layer of a network, made by `fit_network`. Print it for a table.
+
+    layers   the network
+    p1       the model of its input
+    models   one a layer, of that layer's output
+    losses   one a layer: L where the layer's model was trained, else None
+    drift    one a layer: against samples of the network, None where no samples were asked for
+    method   how the models were made
+    notes    what was given up on the way
+    seconds  what it took
+    """
 
     def save(self, folder: str | Path) -> None:
         """Write cfg.json and model.safetensors into a folder, atomically. `elbotree.load` reads them back."""
@@ -189,7 +199,9 @@ def sampled_tails(
         v        (n,), the read-out of the last layer
         x        thresholds, a number or an array
         samples  rows an estimate
+        seed     of the rows
 
+    Returns a tuple of `SampledTail`: `.value`, `.std_error`, `.log_value`, `.relative_std_error`, `.effective_samples`.
     Raises InputError for shapes that do not fit.
 
     >>> import numpy as np, elbotree as et
@@ -212,7 +224,8 @@ def _kernels(psi: str, families: Sequence[str]) -> chains.ChainKernels:
 
 
 def load(folder: str | Path) -> Fit | Chain:
-    """Read what `Fit.save` or `Chain.save` wrote. Raises InputError that names the file and what is wrong with it."""
+    """Returns the `Fit` or the `Chain` that its `save` wrote into a `folder`. Raises InputError that names the file and what is
+    wrong with it."""
     cfg, _ = load_folder(folder)
     return load_chain(folder) if cfg.get("format") == FORMAT else load_fit(folder)
 

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 def flat_objective(problem: Problem, tol: float = 1e-6, what: str | Sequence[str] = ("encoder",)) -> FlatObjective:
-    """L as a function of one flat vector: `.x0`, `.fun_and_jac(x)`, `.fun`, `.jac`, `.names`, `.problem(x)`.
+    """L as a function of one flat vector of the parts that move.
 
     Arguments
         problem  where to start
         tol      tolerance of each term and of the gradient, relative to max(1, |value|)
         what     parts that move: "encoder", "decoder", "priors" (one or several), or "all"
 
+    Returns an object with `.x0`, `.fun_and_jac(x)`, `.fun`, `.jac`, `.names`, `.problem(x)`.
     Raises InputError for an unknown part. The scipy call: `minimize(o.fun_and_jac, o.x0, jac=True)`.
     """
     check_problem(problem)
@@ -39,7 +40,7 @@ def profile_objective(layer: Layer, p1: FeatureModel, encoder: Encoder, tol: flo
         tol        tolerance of each term, relative to max(1, |value|)
 
     Returns an object with `.x0`, `.fun_and_jac(x)`, `.fun`, `.jac`, `.problem(x)`. The gradient is the partial one, by the
-    envelope theorem.
+    envelope theorem. Raises what `evaluate` raises.
     """
     return ProfileObjective.of(layer, p1, encoder, kernels_for(layer, encoder), tol)
 
@@ -47,9 +48,15 @@ def profile_objective(layer: Layer, p1: FeatureModel, encoder: Encoder, tol: flo
 def torch_module(
     problem: Problem, tol: float = 1e-6, what: str | Sequence[str] = ("encoder", "decoder")
 ) -> AnalyticELBO:
-    """`elbotree.runtime.torch.AnalyticELBO` of a problem, its kernels generated. Needs the extra `torch`.
+    """L as a torch module, whose backward pass is the exact gradient. Needs the extra `torch`.
 
-    `what` as in `flat_objective`. Raises UnsupportedError where torch is not installed.
+    Arguments
+        problem  where to start
+        tol      tolerance of each term and of the gradient, relative to max(1, |value|)
+        what     parts that are parameters, as in `flat_objective`
+
+    Returns an `AnalyticELBO`: calling it gives L; `.terms` holds the twelve terms, `.problem()` the problem as it is now.
+    Raises UnsupportedError where torch is not installed, InputError for an unknown part.
     """
     from elbotree.runtime.torch import AnalyticELBO
 

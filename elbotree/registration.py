@@ -39,9 +39,19 @@ def register_psi(name: str, expression: Any) -> Psi:
 def register_family(name: str, density: Any = None, *, t: int, **known: Any) -> Family:
     """Add a posterior family Q'(beta | c), given as a density or a mass function in sympy over beta and c (or c0, c1, ...).
 
-    Arguments and errors: see `elbotree.derivation.registration.register_family`. Afterwards
+    Arguments
+        name     how posteriors call it
+        density  q(beta | c), sympy in beta and c (t = 1) or c0, ..., c(t-1); left out where `log_density` is given
+        t        the number of encoder parameters
+        known    what else is known, of which only an infinite support without moments needs any: log_density, parameters
+                 (positive symbols), support ("real", "half-line", (low, high)) or points, mean, variance, entropy, sampler,
+                 centre, spread, reach, seconds (`help(elbotree.derivation.registration.register_family)` tells each)
+
+    Returns the `Family`: its mean s(c), variance V(c), entropy and derivatives, as far as algebra finds them. Afterwards
     `Posterior(name, C, parameters={...})` and `generate(family=name)` take the name; a `Problem` whose prior does not
     cover the family's support is refused, because the divergence of R1 would be infinite.
+    Raises InputError for a taken name, unknown symbols, a law that is negative or does not sum to 1, moments that are wrong,
+    and formulas that numpy and scipy have no functions for. The paper: assumption 4.
 
     >>> import elbotree as et, sympy
     >>> beta, c = sympy.symbols("beta c")

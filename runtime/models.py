@@ -126,6 +126,8 @@ class FeatureModel:
         priors     m priors: `Prior` objects, their JSON forms, or frozen scipy.stats distributions
         noise_std  the standard deviation sigma >= 0 (a standard deviation, never a variance)
         offset     mu, (n,); zero when left out
+
+    Raises InputError for wrong shapes, a count of priors other than m, and numbers that are not finite.
     """
 
     B: Array
@@ -273,6 +275,9 @@ def family_rule(name: object) -> FamilyRule:
 class Posterior:
     """Q'_j( . ; c) of one feature, with c = C x2 + bias in R^t (assumption 4).
 
+    bernoulli (t = 1): P(beta = 1) = 1 / (1 + e^-c). normal (1): N(c, std^2). normal_scale (2): N(c0, softplus(c1)^2).
+    exponential (1): mean softplus(c). tilted (1): proportional to base(beta) e^(c beta - precision beta^2 / 2).
+
     Arguments
         family      "bernoulli", "normal", "normal_scale", "exponential", "tilted", or a registered name
         C           (t, n2); for t = 1 also (n2,)
@@ -281,6 +286,8 @@ class Posterior:
         precision   of the tilted family, >= 0
         base        of the tilted family: a prior
         parameters  the same numbers as a dictionary, for user-defined families
+
+    Raises InputError for an unknown family, wrong shapes, and parameters that are missing, too many or out of range.
     """
 
     family: str
@@ -387,7 +394,8 @@ def _check_base(family: str, rule: FamilyRule, base: Prior | None, numbers: Mapp
 
 
 class Encoder(Sequence[Posterior]):
-    """The posteriors of all m2 features, in order; Q2(z2 | x2) is their product (assumption 2)."""
+    """The `posteriors` of all m2 features, in order; Q2(z2 | x2) = prod_j Q'_j(beta_j; C_j x2 + bias_j) is their product
+    (assumption 2). A sequence of them. Raises InputError for anything else than a `Posterior`."""
 
     def __init__(self, posteriors: Iterable[Posterior]) -> None:
         self._posteriors = tuple(posteriors)

@@ -125,7 +125,9 @@ def compile_network(model: object) -> list[Layer]:
 
 @in_float64("the network")
 def plan_network(model: object) -> Plan:
-    """What `compile_network` returns, with widths, steps, estimated cost and notes; print it to see them.
+    """What `compile_network` returns of a `model`, with widths, steps, estimated cost and notes; print it to see them.
+
+    Returns a `Plan`, callable on rows. Raises what `compile_network` raises.
 
     >>> print(plan_network([([[1.0, -1.0], [0.5, 2.0]], None, "tanh"), ([[1.0, 1.0]], None, None)]))
     part                       psi   steps  width

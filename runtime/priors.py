@@ -122,7 +122,14 @@ class _Atomic(Prior):
 
 @dataclass(frozen=True, repr=False)
 class Discrete(_Atomic):
-    """Finitely many points with masses. The points must be distinct; the masses sum to 1."""
+    """P(beta = points_i) = masses_i.
+
+    Arguments
+        points  (k,) numbers, distinct
+        masses  (k,) probabilities, which sum to 1 within 1e-9
+
+    Raises InputError for anything else.
+    """
 
     kind: ClassVar[str] = "discrete"
     points: tuple[float, ...]
@@ -168,7 +175,7 @@ class Discrete(_Atomic):
 
 @dataclass(frozen=True, repr=False)
 class Bernoulli(_Atomic):
-    """1 with probability p, else 0."""
+    """P(beta = 1) = p, P(beta = 0) = 1 - p; mean p, variance p (1 - p). Raises InputError unless 0 <= p <= 1."""
 
     kind: ClassVar[str] = "bernoulli"
     p: float
@@ -205,7 +212,7 @@ class Bernoulli(_Atomic):
 
 @dataclass(frozen=True, repr=False)
 class Normal(Prior):
-    """N(mean, std^2)."""
+    """N(mean, std^2), density e^(-(beta - mean)^2 / (2 std^2)) / (std sqrt(2 pi)). Raises InputError unless std > 0."""
 
     kind: ClassVar[str] = "normal"
     mean_: float
@@ -322,7 +329,8 @@ class _GammaLaw(Prior):
 
 @dataclass(frozen=True, repr=False)
 class Gamma(_GammaLaw):
-    """Density beta^(shape - 1) e^(-beta / scale) / (Gamma(shape) scale^shape) on (0, inf)."""
+    """Density beta^(shape - 1) e^(-beta / scale) / (Gamma(shape) scale^shape) on (0, inf); mean shape scale, variance
+    shape scale^2. Raises InputError unless shape > 0 and scale > 0."""
 
     kind: ClassVar[str] = "gamma"
     shape: float
@@ -344,7 +352,8 @@ class Gamma(_GammaLaw):
 
 @dataclass(frozen=True, repr=False)
 class Exponential(_GammaLaw):
-    """Density e^(-beta / scale) / scale on (0, inf); scale is the mean."""
+    """Density e^(-beta / scale) / scale on (0, inf); scale is the mean and the standard deviation. Raises InputError unless
+    scale > 0."""
 
     kind: ClassVar[str] = "exponential"
     shape: ClassVar[float] = 1.0  # type: ignore[misc]
@@ -386,7 +395,8 @@ def _sinc(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 
 @dataclass(frozen=True, repr=False)
 class Uniform(Prior):
-    """Constant density 1 / (high - low) on [low, high]."""
+    """Density 1 / (high - low) on [low, high]; mean (low + high) / 2, variance (high - low)^2 / 12. Raises InputError unless
+    low < high."""
 
     kind: ClassVar[str] = "uniform"
     low: float
@@ -453,7 +463,7 @@ class Uniform(Prior):
 
 @dataclass(frozen=True, repr=False)
 class Laplace(Prior):
-    """Density e^(-|beta - mean| / scale) / (2 scale)."""
+    """Density e^(-|beta - mean| / scale) / (2 scale); variance 2 scale^2. Raises InputError unless scale > 0."""
 
     kind: ClassVar[str] = "laplace"
     mean_: float
@@ -642,7 +652,14 @@ class _Sum(Prior):
 
 @dataclass(frozen=True, repr=False)
 class Mixture(_Sum):
-    """sum_j weights_j components_j; components are priors of any kind."""
+    """sum_j weights_j components_j: a draw from component j with probability weights_j.
+
+    Arguments
+        weights     (k,) probabilities, which sum to 1 within 1e-9
+        components  k priors of any kind, or their JSON forms
+
+    Raises InputError for anything else.
+    """
 
     kind: ClassVar[str] = "mixture"
     weights: tuple[float, ...]
@@ -676,7 +693,8 @@ class Mixture(_Sum):
 
 @dataclass(frozen=True, repr=False)
 class SpikeSlab(_Sum):
-    """0 with probability 1 - p, else a draw from the slab."""
+    """(1 - p) delta_0 + p slab: 0 with probability 1 - p, else a draw from the slab, a prior of any kind; mean p E[slab].
+    Raises InputError unless 0 <= p <= 1."""
 
     kind: ClassVar[str] = "spike_slab"
     p: float

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import inspect
 import io
 import json
 import re
@@ -32,6 +33,8 @@ NEEDS = {
     "howto/input.md": "sklearn",
     "howto/cluster.md": "distributed",
 }
+#: Public classes, beside the priors, that users make.
+MADE = {"Layer", "FeatureModel", "Posterior", "Encoder", "Problem"}
 LANGUAGES = {"python", "console", "text", "sh", "json", "bibtex"}
 
 
@@ -148,6 +151,21 @@ def test_every_picture_is_there_and_has_a_text_alternative() -> None:
 def test_the_page_of_the_command_line_has_every_verb() -> None:
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     assert re.findall(r"^```\{verb\} (\w+)$", page, flags=re.MULTILINE) == list(main.commands)
+
+
+@pytest.mark.parametrize("name", [name for name in et.__all__ if callable(getattr(et, name))])
+def test_the_docstring_of_a_public_name_is_whole(name: str) -> None:
+    """Functions and classes that users make: every argument, what comes back, what is raised. Others say what they are."""
+    thing = getattr(et, name)
+    told = inspect.getdoc(thing) or ""
+    assert told
+    made = isinstance(thing, type) and (issubclass(thing, et.Prior) or name in MADE) and thing is not et.Prior
+    if not made and isinstance(thing, type):
+        return
+    silent = [argument for argument in inspect.signature(thing).parameters if not re.search(rf"\b{argument}\b", told)]
+    assert not silent, f"{name} does not say what {', '.join(silent)} may be"
+    assert "Raises" in told
+    assert made or re.search(r"\bReturns?\b", told)
 
 
 def test_the_reference_lists_every_public_name() -> None:
