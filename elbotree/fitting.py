@@ -26,8 +26,9 @@ from elbotree.runtime.float_range import overflow_told
 from elbotree.runtime.joint import Joint
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.records import read_record
+from elbotree.runtime.search import TRIED
 from elbotree.runtime.storage import CFG, MODEL, load_folder, save_folder
-from elbotree.runtime.training import DEAD, information, loss_terms, pruned, random_starts, train
+from elbotree.runtime.training import DEAD, information, loss_terms, pruned, train
 from elbotree.runtime.values import Term, Values
 
 if TYPE_CHECKING:
@@ -205,8 +206,9 @@ def fit(
         starts       how many starts, the best of which is kept (`Fit.starts` reports all): the propagated features, or
                      `encoder`; a pursuit of the least Gaussian directions of f(x1), from the rows of `encoder` where one
                      is given; then random encoders, the same ones at each call. Left out, `encoder` alone where it is
-                     given, else the propagated features and, up to nine features, random encoders (12 for two, 7 for
-                     four, 1 for nine)
+                     given, else the propagated features and, up to nine of them, the best of 74 encoders about them or
+                     at random, which are tried on a few thousand points of f(x1) before the loss is asked; families
+                     that do not live on points have random encoders instead (12 for two features, 1 for nine)
         encoder      where to start instead of the propagated features
         noise_floor  the least sigma2 allowed; left out, a thousandth of the output's root mean square deviation, or less
                      where Gaussian noise of full rank bounds the loss. Where f(x1) has no density on R^n2 the loss is
@@ -250,7 +252,7 @@ def fit(
         }
         # L-BFGS's memory in binary, the encoder of each start as text, and the history
         count = features if features is not None else len(p1.priors) + 1
-        number = starts if starts is not None else 1 + random_starts(count)
+        number = starts if starts is not None else TRIED
         largest = count * (2 * layer.n2 + 3) * (8 * 42 + 25 * number) + 800 * iterations * rounds * (number + 2)
         place = CheckpointFolder(checkpoint, settings, largest)
     elif resume:

@@ -36,6 +36,7 @@ __all__ = [
     "continuous_dimensions",
     "least_noise",
     "output_moments",
+    "solved",
 ]
 
 Array = NDArray[np.float64]
@@ -145,7 +146,7 @@ def best_model(
             "the moments of the posterior means leave the range of float64 at these parameters of the encoder; make its rows "
             "or precisions smaller"
         )
-    B = _solved(G, M.T).T if len(G) else M
+    B = solved(G, M.T).T if len(G) else M
     covariance = second - np.outer(first, first)
     # |f - B s|^2 + spread at any B, so that the ridge costs nothing
     variance = float(np.trace(covariance) - 2 * np.trace(B.T @ M) + np.trace(B @ G @ B.T)) / len(first)
@@ -153,7 +154,7 @@ def best_model(
     return FeatureModel(B, priors, max(float(np.sqrt(max(variance, 0.0))), noise_floor), first - B @ s)
 
 
-def _solved(G: Array, right: Array) -> Array:
+def solved(G: Array, right: Array) -> Array:
     """G^-1 right with a ridge of 1e-12 of G's scale, more where G's own error has made it indefinite (a feature that a trial
     step has switched off, say). Any decoder gives a true loss, so that a ridge costs optimality and never honesty."""
     scale = max(1e-300, float(np.trace(G))) / len(G)
@@ -192,17 +193,23 @@ class EncoderCoordinates:
             parts += [(q.C @ self.root).ravel(), bias, np.log(np.array([q.parameters[name] for name in names]))]
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def unpack(self, x: Array) -> Encoder:
+    def split(self, x: Array) -> list[tuple[Array, Array, Array]]:
+        """Of each feature its whitened rows (t, n2), biases at E x2 (t,) and logs of its own parameters: views of x."""
         out, at = [], 0
-        for q, middle, names in zip(self.template, self.middles, self.moving, strict=True):
+        for q, names in zip(self.template, self.moving, strict=True):
             t, n = q.C.shape
-            C = x[at : at + t * n].reshape(t, n) @ self.inverse
-            at += t * n
-            about = x[at : at + t]
-            at += t
-            values = np.exp(x[at : at + len(names)])
-            at += len(names)
-            parameters = {**q.parameters, **dict(zip(names, map(float, values), strict=True))}
+            sizes = (t * n, t, len(names))
+            row, about, logs = np.split(x[at : at + sum(sizes)], np.cumsum(sizes)[:2])
+            out.append((row.reshape(t, n), about, logs))
+            at += sum(sizes)
+        return out
+
+    def unpack(self, x: Array) -> Encoder:
+        out = []
+        parts = zip(self.template, self.middles, self.moving, self.split(x), strict=True)
+        for q, middle, names, (row, about, logs) in parts:
+            C = row @ self.inverse
+            parameters = {**q.parameters, **dict(zip(names, map(float, np.exp(logs)), strict=True))}
             bias = about - C @ self.mean + parameters.get("precision", 0.0) * middle
             out.append(Posterior(q.family, C, bias, parameters=parameters, base=q.base))
         return Encoder(out)

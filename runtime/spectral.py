@@ -243,6 +243,7 @@ class SpectralExpectations:
         max_memory: float | None = None,
         executor: Executor | None = None,
         sizes: Mapping[str, float] | None = None,
+        often: bool = False,
     ) -> SpectralExpectations:
         """An engine under which all twelve nodes of the problem's tree meet tol * max(1, |value|).
 
@@ -264,6 +265,7 @@ class SpectralExpectations:
             max_seconds=max_seconds,
             max_memory=max_memory,
             executor=executor,
+            often=often,
         )
 
     @cached_property

@@ -37,6 +37,7 @@ from elbotree.runtime.profile import (
     least_noise,
     output_moments,
 )
+from elbotree.runtime.search import MOST_SEARCHED, on_points, searched
 from elbotree.runtime.spectral import SpectralExpectations
 from elbotree.runtime.starts import (
     FAMILIES,
@@ -55,7 +56,7 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 _COARSE = 1e-3  # the tolerance that every start is trained at first
-_SEEN = 0.1  # of tol: what a step must promise to be tried, and what it must gain not to count as a stall
+_SEEN = 0.1  # of tol, relative to max(1, |L|): what a step must promise to be tried, and gain not to count as a stall
 _TRIED = 12  # iterations that every one of many starts is tried for, and how many of them at least are trained after it
 _TRAINED = 3
 _PATIENCE = 3  # steps after which L-BFGS knows enough for its promise to be believed
@@ -114,8 +115,9 @@ def train(
         rounds: how many legs at one tolerance: after each the learned priors are tried as bases
         starts: how many starts. The first are the propagated features, or `encoder`; the second is a pursuit of
             non-Gaussian directions (see `starts`) from the rows of `encoder`, or from random ones; the others are random.
-            None: `encoder` alone where it is given, else the propagated features and as many random encoders as
-            `random_starts` says for their number
+            None: `encoder` alone where it is given, else the propagated features, and up to nine of them the best of many
+            encoders about them, tried on points first (see `search`), or where their families do not live on points
+            as many random encoders as `random_starts` says
         encoder: where to start instead of the propagated features
         noise_floor: the least sigma2 allowed; left out, `least_noise`
         progress: called with each accepted step
@@ -130,19 +132,20 @@ def train(
     floor = least_noise(layer, p1, covariance) if noise_floor is None else noise_floor
     state = resume
     if state is None:
-        attempts = _attempts(layer, p1, mean, covariance, features, family, prior, starts, encoder)
-        state = Training(attempts, max(tol, _COARSE), stage="coarse" if len(attempts) <= _TRAINED else "trial")
+        attempts, aside = _attempts(layer, p1, mean, covariance, floor, features, family, prior, starts, encoder)
+        few = len(attempts) <= _TRAINED or bool(aside)
+        state = Training(attempts + aside, max(tol, _COARSE), stage="coarse" if few else "trial")
         state.waiting = list(range(1, len(attempts)))
     keep = checkpoint or (lambda state: None)
     run = _Run(layer, p1, kernels, mean, covariance, floor, tol, iterations, rounds, state, progress, keep, executor)
     while not state.message:
         run.leg()
     kept = state.attempts[state.at]
-    problem = run.problem_of(kept)
+    problem, terms = run.found(kept)
     message = state.message + _bound(problem, floor, noise_floor is None, layer, p1)
     return Fitted(
         problem,
-        loss_terms(kernels, problem, tol, executor),
+        terms,
         tuple(step for step in state.history if step.start == state.at),
         message,
         tuple(state.attempts),
@@ -157,14 +160,15 @@ def _attempts(
     p1: FeatureModel,
     mean: Array,
     covariance: Array,
+    floor: float,
     features: int | None,
     family: str | Sequence[str],
     prior: str | Sequence[str],
     starts: int | None,
     encoder: Encoder | None,
-) -> list[Attempt]:
-    """The starts in their order, each with its first encoder."""
-    made = []
+) -> tuple[list[Attempt], list[Attempt]]:
+    """The starts in their order, each with its first encoder, and those that points have set aside."""
+    made, aside = [], []
     if encoder is not None:
         count, names, forms = len(encoder), [q.family for q in encoder], ["parametric"] * len(encoder)
         made.append(Attempt("given", encoder))
@@ -178,15 +182,28 @@ def _attempts(
         start = _formed(pursued(layer, p1, rows.reshape(count, layer.n2), names), forms)
         origin = "random rows" if encoder is None else "the encoder's rows"
         made.append(Attempt(f"pursuit from {origin}", first_encoder(start, mean, covariance, names)))
-    randoms = starts - 2 if starts is not None else 0 if encoder is not None else random_starts(count)
+    randoms = 0 if starts is None else starts - 2
+    if starts is None and encoder is None:
+        if 0 < count <= MOST_SEARCHED and on_points(made[0].encoder):
+            worth, left = searched(layer, p1, made[0].encoder, mean, covariance, floor)
+            made += [Attempt(found.name, found.encoder) for found in worth if found.name != made[0].name]
+            aside = [
+                Attempt(
+                    found.name, found.encoder, message=f"set aside: {found.loss:.4f} nats on {found.points:,} points"
+                )
+                for found in left
+                if found.name != made[0].name
+            ]
+        else:
+            randoms = random_starts(count)
     for seed in range(1, randoms + 1):
         made.append(Attempt(f"random encoder {seed}", random_encoder(seed, made[0].encoder, mean, covariance)))
-    return made
+    return made, aside
 
 
 def random_starts(features: int) -> int:
-    """How many random encoders a fit of so many features begins at beside the propagated ones: 12 for one or two, 7 for four, 3
-    for six, 1 for eight or nine, none beyond, where each costs more than it was seen to gain (`benchmarks.training_default`)."""
+    """How many random encoders a fit of so many features begins at beside the propagated ones where these cannot be tried on
+    points: 12 for one or two, 7 for four, 3 for six, 1 for eight or nine, none beyond."""
     return max(0, min(12, 45 // max(features, 1) - 4))
 
 
@@ -241,10 +258,13 @@ class _Run:
             self.layer, self.p1, self.kernels, coordinates, self.state.tol, self.floor, executor=self.executor
         )
 
-    def problem_of(self, attempt: Attempt) -> Problem:
-        """The attempt's encoder with its best decoder and priors."""
-        law = SpectralExpectations(self.layer, self.p1, attempt.encoder, tol=0.3 * self.tol, executor=self.executor)
-        return Problem(self.layer, self.p1, best_model(law, self.kernels, attempt.encoder, self.floor), attempt.encoder)
+    def found(self, attempt: Attempt) -> tuple[Problem, dict[str, Estimate]]:
+        """The attempt's encoder with its best decoder and priors, and the terms there, each within tol."""
+        objective = self._objective(attempt.encoder)
+        problem, terms, _ = objective.evaluate(objective.x0)
+        if not _met(terms, self.tol):
+            terms = loss_terms(self.kernels, problem, self.tol, self.executor)
+        return problem, terms
 
     def leg(self) -> None:
         """One leg from where the state stands, and what follows from it."""
@@ -266,7 +286,7 @@ class _Run:
         reason = _reason(state.search, self._gains(), state.tol, state.tol > self.tol)
         while not reason and count < limit:
             started = time.perf_counter()
-            found = advance(state.search, trial, _SEEN * state.tol)
+            found = advance(state.search, trial, _seen(state.tol, state.search.loss))
             if found is None:
                 reason = (
                     f"the loss stalled: no step along the gradient lowers it by what tol {state.tol:g} can tell, gradient "
@@ -334,7 +354,7 @@ class _Run:
         if worth and changed and state.stage != "trial" and state.turn < self.rounds:
             other = self._objective(based)
             answer = _Trial(other)(other.x0)
-            if answer is not None and answer[0] < search.loss - _SEEN * state.tol:
+            if answer is not None and answer[0] < search.loss - _seen(state.tol, search.loss):
                 attempt.encoder = based
                 state.search = Search(other.x0, *answer, search.steps, search.changes)
                 return
@@ -384,7 +404,7 @@ class _Trial:
     def __call__(self, x: Array) -> tuple[float, Array] | None:
         try:
             problem, terms, gradient = self.objective.evaluate(x)
-        except (InputError, ToleranceError) as error:  # also a step so long that a precision is infinite
+        except (InputError, ToleranceError, ArithmeticError) as error:  # also a step so long that numbers overflow
             logger.info("a trial step was shortened: %s", error)
             return None
         self._seen[x.tobytes()] = (problem, terms)
@@ -397,6 +417,11 @@ class _Trial:
         return found
 
 
+def _seen(tol: float, loss: float) -> float:
+    """The nats that a tolerance relative to max(1, |L|) can tell."""
+    return _SEEN * tol * max(1.0, abs(loss))
+
+
 def _norm(gradient: Array) -> float:
     return float(np.abs(gradient).max(initial=0.0))
 
@@ -406,10 +431,10 @@ def _reason(search: Search, gains: Sequence[float], tol: float, finer: bool) -> 
     norm = _norm(search.gradient)
     if norm <= 1e-2 * tol:
         return f"gradient norm {norm:.2g} is below {1e-2 * tol:g}"
-    if len(search.steps) >= _PATIENCE and search.expected_gain < _SEEN * tol:
+    if len(search.steps) >= _PATIENCE and search.expected_gain < _seen(tol, search.loss):
         return f"gradient norm {norm:.2g} promises no more than {search.expected_gain:.1g} nats"
     quiet = gains[-1 if finer else -2 :]
-    if len(quiet) == (1 if finer else 2) and max(quiet) < _SEEN * tol:
+    if len(quiet) == (1 if finer else 2) and max(quiet) < _seen(tol, search.loss):
         last = "the last iteration" if finer else "the last two iterations"
         return f"the loss stalled: {last} improved it by {sum(quiet):.1g}, gradient norm {norm:.2g}"
     return ""
@@ -429,7 +454,7 @@ def _rebased(problem: Problem) -> Encoder:
 def time_left(history: Sequence[Step], tol: float) -> float | None:
     """Seconds until the loss stalls at this tolerance, if the gains of the last iterations go on falling as they do.
 
-    With gains g_k = g r^k the iterations left until g r^k < tol / 10 are log(10 g / tol) / log(1 / r); g and r come from
+    With gains g_k = g r^k the iterations left until g r^k < e = max(1, |L|) tol / 10 are log(g / e) / log(1 / r); g and r come from
     the last ten steps of the leg. None before there are four, or while the gains do not fall.
     """
     leg = [step for step in history if (step.start, step.leg) == (history[-1].start, history[-1].leg)][-11:]
@@ -441,7 +466,7 @@ def time_left(history: Sequence[Step], tol: float) -> float | None:
     rate = (late / early) ** (1 / (len(gains) - half))
     if rate >= 1:
         return None
-    left = max(0.0, math.log(10 * late / tol) / math.log(1 / rate))
+    left = max(0.0, math.log(late / _seen(tol, leg[-1].loss)) / math.log(1 / rate))
     return left * float(np.mean([step.duration for step in leg]))
 
 
@@ -453,10 +478,15 @@ def loss_terms(
 ) -> dict[str, Estimate]:
     """The terms to tol, asked for more where an error misses it at first."""
     for sharper in (1.0, 0.1, 0.003):
-        terms = kernels.evaluate(SpectralExpectations.for_problem(problem, tol * sharper, executor=executor), problem)
-        if all(e.error <= tol * max(1.0, abs(float(e.value))) for e in terms.values()):
+        law = SpectralExpectations.for_problem(problem, tol * sharper, executor=executor, often=True)
+        terms = kernels.evaluate(law, problem)
+        if _met(terms, tol):
             break
     return terms
+
+
+def _met(terms: dict[str, Estimate], tol: float) -> bool:
+    return all(e.error <= tol * max(1.0, abs(float(e.value))) for e in terms.values())
 
 
 def information(kernels: TrainingKernels, problem: Problem, tol: float) -> Array:

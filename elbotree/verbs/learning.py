@@ -182,9 +182,14 @@ def fit(
         fitted.save(out)
         note(f"saved the fit in {out}")
     if len(fitted.starts) > 1:
+        aside = 0
         for start in fitted.starts:
-            reached = "no loss" if start.loss is None else f"L = {start.loss:.6f}"
-            note(f"{'kept' if start.kept else '    '}  {reached}  {start.name}")
+            if start.loss is None:
+                aside += 1
+                continue
+            note(f"{'kept' if start.kept else '    '}  L = {start.loss:.6f}  {start.name}")
+        if aside:
+            note(f"      {aside} other starts have no loss; cfg.json and `Fit.starts` say why")
     note(fitted.message)
     if fitted.bound is not None:
         note(f"bound: {fitted.bound}")

@@ -500,14 +500,14 @@ def test_two_features_in_nearly_one_direction_need_a_start_at_two_thresholds() -
     assert more.terms["L"].value >= entropy - more.terms["L"].error
 
 
-def test_left_to_itself_a_fit_tries_random_encoders_and_trains_the_best() -> None:
-    """At 15 degrees the propagated features lead to 0.97 or more; 0.676 is the best of 40 starts, random ones among them."""
+def test_of_many_starts_all_are_tried_and_the_best_are_trained() -> None:
+    """Families without points, and `starts` above three: random encoders, each tried for twelve iterations."""
     t = np.deg2rad(15)
     layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
     p1 = et.FeatureModel([[1.0, np.cos(t)], [0.0, np.sin(t)]], [Bernoulli(0.3)] * 2, 0.2)
     kernels = generate("identity", "tilted")
-    fitted = train(layer, p1, kernels, tol=1e-3, starts=None)
-    assert len(fitted.starts) == 1 + random_starts(2) == 13
+    fitted = train(layer, p1, kernels, tol=1e-3, starts=13)
+    assert len(fitted.starts) == 13
     assert fitted.terms["L"].value == pytest.approx(0.676, abs=3e-3)
     assert all(start.loss is not None and start.loss > fitted.terms["L"].value - 2e-3 for start in fitted.starts)
     aside = [start for start in fitted.starts if "set aside after 12 iterations" in start.message]
@@ -520,6 +520,9 @@ def test_left_to_itself_a_fit_tries_random_encoders_and_trains_the_best() -> Non
     )
     given = train(layer, p1, kernels, tol=1e-2, starts=None, encoder=fitted.problem.encoder)
     assert [start.name for start in given.starts] == ["given"]
+    normal = train(layer, p1, generate("identity", "normal"), tol=1e-2, starts=None, family="normal", iterations=1)
+    assert [start.name for start in normal.starts[:2]] == ["propagated", "random encoder 1"]
+    assert len(normal.starts) == 1 + random_starts(2) == 13
 
 
 @pytest.mark.parametrize(

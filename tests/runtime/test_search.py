@@ -1,0 +1,177 @@
+"""The search on points: its loss against the generated kernels' own bound at those points, its gradient against differences,
+and what it finds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import elbotree as et
+from elbotree.codegen import generate
+from elbotree.runtime import encoding
+from elbotree.runtime.errors import InputError
+from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
+from elbotree.runtime.priors import Bernoulli, Discrete, Normal
+from elbotree.runtime.profile import EncoderCoordinates, output_moments
+from elbotree.runtime.search import PointLoss, _descended, on_points, sampled_outputs, searched
+from elbotree.runtime.starts import first_encoder, propagated
+from elbotree.runtime.training import train
+
+THREE = Discrete((-1.0, 0.0, 2.0), (0.3, 0.5, 0.2))
+
+
+def mixed() -> tuple[Layer, FeatureModel, Encoder]:
+    """Two posteriors on two values, of both families, and one on three with a precision."""
+    rng = np.random.default_rng(4)
+    layer = et.Layer(rng.standard_normal((3, 2)), [0.5, -0.2, 0.3], [0.4, 0.1, -0.6], "relu")
+    p1 = et.FeatureModel(rng.standard_normal((2, 2)), [Bernoulli(0.3), THREE], 0.2)
+    C = rng.standard_normal((3, 3))
+    return (
+        layer,
+        p1,
+        Encoder(
+            [
+                Posterior("bernoulli", C[0], [0.2]),
+                Posterior("tilted", C[1], [-0.1], precision=1.5, base=THREE),
+                Posterior("tilted", C[2], [0.3], precision=0.7, base=Bernoulli(0.4)),
+            ]
+        ),
+    )
+
+
+def test_the_loss_on_points_is_the_mean_bound_of_the_generated_kernels_at_the_best_model() -> None:
+    layer, p1, encoder = mixed()
+    mean, covariance = output_moments(layer, p1, 1e-6)
+    x2 = sampled_outputs(layer, p1, 60)
+    coordinates = EncoderCoordinates(encoder, mean, covariance)
+    found, _ = PointLoss(x2, coordinates, 1e-3)(coordinates.pack(encoder))
+
+    kernels = generate("relu", ["bernoulli", "tilted"])
+    anything = FeatureModel(np.zeros((3, 3)), [Bernoulli(0.5), THREE, Bernoulli(0.5)], 1.0)
+    s, V = encoding.encode(kernels, Problem(layer, p1, anything, encoder), x2)
+    # least squares of x2 - E x2 on s - E s, with a row sqrt(N E V_j) for each feature that pulls its column to 0
+    rows = np.vstack([s - s.mean(axis=0), np.diag(np.sqrt(len(x2) * V.mean(axis=0)))])
+    right = np.vstack([x2 - x2.mean(axis=0), np.zeros((3, 3))])
+    B, left, *_ = np.linalg.lstsq(rows, right, rcond=None)
+    c = x2 @ encoder[1].C[0] + encoder[1].bias[0]
+    points, masses = (np.array(part) for part in (THREE.points, THREE.masses))
+    weights = masses * np.exp(np.outer(c, points) - 0.5 * 1.5 * points**2)
+    learned = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
+    priors = [Bernoulli(s[:, 0].mean()), Discrete(THREE.points, tuple(learned)), Bernoulli(s[:, 2].mean())]
+    model = FeatureModel(B.T, priors, float(np.sqrt(left.sum() / x2.size)), x2.mean(axis=0) - B.T @ s.mean(axis=0))
+    expected = -encoding.bound(kernels, Problem(layer, p1, model, encoder), x2).mean()
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("floor", [1e-3, 10.0])  # below and above the sigma2 that is best
+def test_its_gradient_is_that_of_differences(floor: float) -> None:
+    layer, p1, encoder = mixed()
+    encoder = Encoder([*encoder, Posterior("tilted", [0.3, 0.1, -0.4], [0.0], precision=0.8, base=Normal(0.2, 1.5))])
+    mean, covariance = output_moments(layer, p1, 1e-6)
+    coordinates = EncoderCoordinates(encoder, mean, covariance)
+    loss, x = PointLoss(sampled_outputs(layer, p1, 200), coordinates, floor), coordinates.pack(encoder)
+    _, gradient = loss(x)
+    steps = 1e-5 * np.eye(len(x))
+    expected = [(loss(x + step)[0] - loss(x - step)[0]) / 2e-5 for step in steps]
+    assert len(x) == 4 * 4 + 2  # the precision of two values changes nothing and is no coordinate
+    assert np.allclose(gradient, expected, atol=1e-8)
+    assert np.abs(gradient).max() > 1e-3
+
+
+def test_a_normal_base_is_binned_and_other_families_are_refused() -> None:
+    encoder = Encoder([Posterior("normal", [1.0, 0.0], [0.0], std=1.0)])
+    assert not on_points(encoder)
+    coordinates = EncoderCoordinates(encoder, np.zeros(2), np.eye(2))
+    with pytest.raises(InputError, match="`bernoulli` and `tilted`"):
+        PointLoss(np.zeros((5, 2)), coordinates, 1e-3)
+
+
+def crowded() -> tuple[Layer, FeatureModel]:
+    """Four features in two dimensions."""
+    B = np.random.default_rng([2, 4, 1]).standard_normal((2, 4))
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
+    return layer, et.FeatureModel(B / np.linalg.norm(B, axis=0), [Bernoulli(0.15)] * 4, 0.1)
+
+
+def test_points_find_what_the_propagated_features_do_not_lead_to() -> None:
+    """The exact losses: 0.153 from the propagated features, -0.13 from what the search finds (24 other starts: 0.1)."""
+    layer, p1 = crowded()
+    mean, covariance = output_moments(layer, p1, 1e-3)
+    encoder = first_encoder(propagated(layer, p1, None), mean, covariance, ["tilted"] * 4)
+    worth, aside = searched(layer, p1, encoder, mean, covariance, 1e-3)
+    coordinates = EncoderCoordinates(encoder, mean, covariance)
+    fresh = PointLoss(
+        layer(p1.sample(20_000, np.random.default_rng(8))), coordinates, 1e-3
+    )  # other points than its own
+    begun, _ = _descended(fresh, coordinates.pack(encoder), 60)
+    reached = min(fresh(coordinates.pack(found.encoder))[0] for found in worth)
+    assert reached < begun - 0.15
+    losses = [found.loss for found in worth]
+    assert losses == sorted(losses)
+    assert losses[-1] < losses[0] + 0.05
+    assert len(worth) <= 3
+    assert len(worth) + len(aside) == 75
+    assert "propagated" in [found.name for found in worth + aside]
+    assert len({found.name for found in worth + aside}) == 75
+    best_aside = min(found.loss for found in aside if found.points == worth[0].points)
+    assert best_aside >= losses[0]
+
+
+def test_the_default_fit_reports_every_start_and_trains_the_best_with_the_exact_loss() -> None:
+    """At 15 degrees the propagated features lead to 0.97 or more; 0.676 is the best of 40 starts, random ones among them."""
+    t = np.deg2rad(15)
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
+    p1 = et.FeatureModel([[1.0, np.cos(t)], [0.0, np.sin(t)]], [Bernoulli(0.3)] * 2, 0.2)
+    fitted = train(layer, p1, generate("identity", "tilted"), tol=1e-3, starts=None)
+    assert fitted.terms["L"].value == pytest.approx(0.676, abs=3e-3)
+    assert fitted.starts[0].name == "propagated"
+    assert len(fitted.starts) == 75
+    trained = [start for start in fitted.starts if start.loss is not None]
+    assert 2 <= len(trained) <= 4
+    assert fitted.starts[0] in trained
+    assert fitted.kept is min(trained, key=lambda start: start.loss or 0.0)
+    for start in fitted.starts:
+        if start.loss is None:
+            assert start.iterations == 0
+            assert start.message.startswith("set aside: ")
+
+
+SCRIPT = """
+import hashlib, sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from test_search import crowded
+from elbotree.runtime.profile import output_moments
+from elbotree.runtime.search import searched
+from elbotree.runtime.starts import first_encoder, propagated
+layer, p1 = crowded()
+mean, covariance = output_moments(layer, p1, 1e-3)
+encoder = first_encoder(propagated(layer, p1, None), mean, covariance, ["tilted"] * 4)
+digest = hashlib.sha256()
+for part in searched(layer, p1, encoder, mean, covariance, 1e-3):
+    for found in part:
+        digest.update(found.name.encode() + np.float64(found.loss).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_the_search_gives_the_same_bytes_whatever_the_number_of_threads() -> None:
+    def digest(threads: str) -> str:
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        script = SCRIPT.format(tests=os.path.dirname(__file__))
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, **dict.fromkeys(names, threads)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    first = digest("1")
+    assert len(first) == 65
+    assert digest("2") == first
