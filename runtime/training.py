@@ -1,11 +1,12 @@
 """Training one layer's model: L-BFGS over the encoder alone, on the profile loss (`profile`), with no step size, no gradient
-noise and no sample.
+noise and no sample in what it minimises.
 
 A run is a sequence of legs: one start, one tolerance, one set of bases for the tilted posteriors. A leg ends where the
 gradient promises nothing that the tolerance can tell, or where the loss stalls. After it the learned priors are tried as new
 bases, and kept where the loss falls; then the tolerance is tightened tenfold, down to the one asked for. Of several starts
-each is trained at the first, coarse tolerance, and only the best goes on; where there are more than three, all are tried for a
-few iterations first, and the best quarter, at least three, is trained. Within a leg an accepted step never raises the loss.
+each is trained at the first, coarse tolerance, and only the best goes on; where more than three are asked for, all are tried for
+a few iterations first, and the best quarter, at least three, is trained. Where none are asked for, `search` chooses them on
+points. Within a leg an accepted step never raises the loss.
 All that a run remembers stands in a `Training`, so that it can be written down after each step and go on to the same bytes.
 """
 

@@ -577,3 +577,11 @@ def test_a_step_beyond_what_doubles_hold_is_shortened() -> None:
 
     with np.errstate(over="ignore"):
         assert _Trial(Far())(np.array([1e4])) is None  # type: ignore[arg-type]
+
+
+def test_a_step_so_long_that_numbers_overflow_is_shortened() -> None:
+    """The square of a bias of 1e200 overflows in a moment of c; the line search goes on with a shorter step."""
+    made, x = objective()
+    assert made.coordinates.moving[0] == []
+    x[made.layer.n2] = 1e200
+    assert _Trial(made)(x) is None
