@@ -490,7 +490,7 @@ class PairLattice:
         from elbotree.runtime import pair_loops
 
         walk_pair: Any = pair_loops.walk_pair
-        powers, rows, columns, K, E = self._shape(vectors)
+        powers, rows, columns, _, E = self._shape(vectors)
         out = (
             np.zeros((powers, rows, columns), dtype=np.complex128),
             np.zeros((2, self.points if vectors else 0)),

@@ -518,8 +518,9 @@ def walk_pair(
     modes that are wanted, else 0. sources: those of `LinearLaw.flat`.
     psi = phases, pieces, step, length, base. phases (3, 2): center, theta, alpha of `PsiTransform.rows` a unit of p and q;
     pieces (.., 4) of psi, or base (powers, rows, Q+1, K) where psi is not linear on pieces.
-    sums = X, terms, starts, by_source, by_k. X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (2, ..)
-    = Re and Im of base_0 phi, those of a mode from starts[p, q] on, by_source (E, rows, Q+1) = sum_k base_0 phi_e' prod of the others, by_k (rows, Q+1) = sum_k k base_0 phi.
+    sums = X, terms, starts, by_source, by_k. X (powers, rows, Q+1): sum_k base_l phi. If terms is not empty also terms (2, ..), Re
+    and Im of base_0 phi, those of a mode from starts[p, q] on, by_source (E, rows, Q+1) = sum_k base_0 phi_e' prod of the others,
+    by_k (rows, Q+1) = sum_k k base_0 phi.
     """
     _walked(noise, merged, A, B, coefficients, begin, first, limits, walked, chosen, along, sources, psi, sums)
 
@@ -620,8 +621,8 @@ def _add_four(weights: Any, of: Any, to: Any, lo: Any, hi: Any) -> None:
 
 @_entry
 def merged_slopes(
-    c: Any, terms: Any, starts: Any, limits: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any, begin: int,
-    out: Any,
+    c: Any, terms: Any, starts: Any, limits: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any,
+    begin: int, out: Any,
 ) -> None:  # fmt: skip
     """out[i] = Im of the sum over modes of c[p, q] sum_k terms[p, q, k] T_i'(p A_i + q B_i; k) for the sources i in `chosen`,
     T_i their parts of the polynomial: sum_m coefficients[m, i] delta^m, m <= degree + 1, the first of the K frequencies at

@@ -262,7 +262,7 @@ class Pairs:
         a, b = self._part(g, level, lines[0], of_c), self._part(h, level, lines[1], of_d)
         s, r = a.series(of_c, tol / (8 * b.size)), b.series(of_d, tol / (8 * a.size))
         # where sums with F come next, derivatives will want modes a little further out
-        sharper = 8 if self.gradients else 1
+        sharper = 2 if self.gradients else 1
         wide = a.series(of_c, tol / (8 * sharper * b.size)), b.series(of_d, tol / (8 * sharper * a.size))
         need = Need(*wide, 0.5 * tol / sharper)
         tail = a.tail * b.size + b.tail * a.size + out.b_error * a.size * b.size
