@@ -30,8 +30,7 @@ class _Verbs(click.Group):
         except click.UsageError as error:
             from elbotree.runtime.errors import abridged
 
-            error.message = abridged(error.message)
-            raise
+            raise click.UsageError(abridged(error.format_message()), error.ctx) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:

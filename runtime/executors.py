@@ -322,7 +322,7 @@ def workers_of(executor: Executor) -> int | None:
     if client is None or not hasattr(client, "nthreads"):
         return None
     try:
-        return sum(client.nthreads().values())
+        return int(sum(client.nthreads().values()))
     except Exception:  # whatever a lost connection raises: the blocks' futures will say so
         return None
 
