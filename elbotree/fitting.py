@@ -18,7 +18,7 @@ import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
 from elbotree.evaluation import DEFAULT_TOL, kernels_for
 from elbotree.runtime import encoding
-from elbotree.runtime.arguments import MOST_FEATURES, MOST_STARTS, check_count, check_kind, finite_number
+from elbotree.runtime.arguments import MOST_FEATURES, MOST_STARTS, check_count, check_kind, finite_number, generator
 from elbotree.runtime.bounds import Bound, bound_below
 from elbotree.runtime.checkpoints import CheckpointFolder, Step, encoder_form, fingerprint
 from elbotree.runtime.errors import InputError
@@ -92,9 +92,10 @@ class Fit:
         """Posterior means E[beta_j | x2] and variances of the features, (N, m2) each, of rows x2, (N, n2)."""
         return encoding.encode(kernels_for(self.problem.layer, self.encoder), self.problem, x2)
 
-    def sample_features(self, x2: ArrayLike, rng: np.random.Generator) -> Array:
-        """One draw of the features z2 ~ Q2( . | x2) for each row x2, (N, n2) -> (N, m2); repeat a row for several."""
-        return encoding.draw(kernels_for(self.problem.layer, self.encoder), self.problem, x2, rng)
+    def sample_features(self, x2: ArrayLike, rng: np.random.Generator | int | None = None) -> Array:
+        """One draw of the features z2 ~ Q2( . | x2) for each row x2, (N, n2) -> (N, m2), from a generator or a seed; repeat a
+        row for several."""
+        return encoding.draw(kernels_for(self.problem.layer, self.encoder), self.problem, x2, generator(rng))
 
     def log_prob_bound(self, x2: ArrayLike) -> Array:
         """The ELBO of each row x2, (N, n2) -> (N,) in nats: a lower bound on log p(x2) under the model.
@@ -104,8 +105,8 @@ class Fit:
         """
         return encoding.bound(kernels_for(self.problem.layer, self.encoder), self.problem, x2)
 
-    def sample(self, N: int, rng: np.random.Generator) -> Array:
-        """N rows of x2 drawn from the model, (N, n2)."""
+    def sample(self, N: int, rng: np.random.Generator | int | None = None) -> Array:
+        """N rows of x2 drawn from the model, (N, n2), from a generator or a seed."""
         return self.model.sample(N, rng)
 
     def marginal(self, v: ArrayLike) -> Joint:

@@ -29,7 +29,7 @@ from elbotree.runtime.drift import TRUSTED
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import FeatureModel, Layer, Problem
 from elbotree.runtime.prior_base import Prior
-from elbotree.runtime.storage import write_atomic
+from elbotree.runtime.storage import check_place, write_atomic
 from elbotree.runtime.training import Step
 from elbotree.runtime.values import Term, Values, seconds_text
 from elbotree.sources import read_source
@@ -130,6 +130,7 @@ def write_report(
     Returns the path. Raises InputError where it cannot be written.
     """
     check_count("check_samples", check_samples, 2, MOST_ROWS)
+    check_place(path)
     if isinstance(content, Fit):
         content = _page_of_fit(content, title or "A fitted layer", content.values.tol, check_samples, seed, read_outs)
     elif isinstance(content, Chain):
@@ -158,6 +159,7 @@ def report_on(
     check_count("check_samples", check_samples, 2, MOST_ROWS)
     found, name = read_source(source), source.resolve().name
     target = out or (source / "report.html" if source.is_dir() else source.with_suffix(".html"))
+    check_place(target)
     if isinstance(found, Chain):
         return write_report(
             target, found, f"A chain of layers: {name}", check_samples=check_samples, seed=seed, read_outs=read_outs

@@ -122,6 +122,17 @@ def check_seed(seed: object) -> None:
         raise InputError(f"`seed` is {shortened(seed)}; it must be a whole number of at least 0")
 
 
+def generator(rng: object) -> np.random.Generator:
+    """A numpy generator as it is, a seed as a generator, None as one that nobody can repeat. InputError for anything else."""
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if rng is not None and (isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0):
+        raise InputError(
+            f"`rng` is {shortened(rng)}; it must be a numpy.random.Generator, a seed of at least 0, or be left out"
+        )
+    return np.random.default_rng(rng)
+
+
 def check_bound(value: float | None, name: str) -> None:
     """InputError unless `value` is None or a positive number (inf: no bound)."""
     if value is not None and not value > 0:

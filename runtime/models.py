@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elbotree.runtime.activations import Activation, compile_psi
-from elbotree.runtime.arguments import check_kind, finite_number, read_only_array, real_array, shortened
+from elbotree.runtime.arguments import check_kind, finite_number, generator, read_only_array, real_array, shortened
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.prior_base import nearest
 from elbotree.runtime.priors import Prior
@@ -175,8 +175,9 @@ class FeatureModel:
         variances = np.array([p.variance() for p in self.priors]).reshape(self.m)
         return np.asarray((self.B * variances) @ self.B.T + self.noise_std**2 * np.eye(self.n))
 
-    def sample(self, N: int, rng: np.random.Generator) -> Array:
-        """N independent rows of x, (N, n)."""
+    def sample(self, N: int, rng: np.random.Generator | int | None = None) -> Array:
+        """N independent rows of x, (N, n), from a generator or a seed."""
+        rng = generator(rng)
         z = np.empty((N, self.m))
         for j, prior in enumerate(self.priors):
             z[:, j] = prior.sample(rng, N)

@@ -181,14 +181,22 @@ def parse_arrays(content: bytes, where: str) -> dict[str, Array]:
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
+def check_place(path: str | Path) -> None:
+    """Raise InputError where `write_atomic` has no place for a file: ask before the work. Whether it may write is left to it."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is there and is no regular file; choose another place")
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: {path.parent} is no folder; make it, or choose another place")
+
+
 def write_atomic(path: str | Path, content: bytes) -> None:
     """Write a file so that readers see the old content or the new, never a part: temporary file, fsync, replace.
 
     Raises InputError where it cannot be written, or where something that is no file (a device, a pipe) would be replaced.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is there and is no regular file; choose another place")
+    check_place(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -81,6 +81,24 @@ def test_an_object_of_the_wrong_kind_is_named_with_where_the_right_one_comes_fro
     assert "\n" not in str(caught.value)
 
 
+def test_samples_come_from_a_generator_or_a_seed() -> None:
+    rows = P1.sample(5, 3)
+    assert rows.tolist() == P1.sample(5, np.random.default_rng(3)).tolist() == P1.sample(5, np.int64(3)).tolist()
+    assert P1.sample(5).tolist() != P1.sample(5).tolist()
+    for wrong in (-1, True, "3", 0.5, np.random):
+        with pytest.raises(et.InputError, match=r"`rng` is .*; it must be a numpy.random.Generator, a seed"):
+            P1.sample(5, wrong)
+
+
+@pytest.mark.parametrize("place", [".", "missing/report.html"])
+def test_a_report_says_before_the_work_that_it_has_no_place(
+    tmp_path: Path, form: dict[str, Any], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elbotree.report.evaluate", lambda *_, **__: pytest.fail("worked before it asked for a place"))
+    with pytest.raises(et.InputError, match="choose another place"):
+        et.write_report(tmp_path / place, et.Problem.from_dict(form))
+
+
 def test_results_print_their_value_and_error_on_a_line() -> None:
     law = et.joint(LAYER, P1, [1.0])
     assert str(law.tail(2.0)).startswith("P = 0.0")
@@ -128,7 +146,7 @@ def test_the_grid_takes_its_accuracy_from_eps_and_is_held_to_a_tolerance_only_wh
         ({"method": "exact"}, "method is 'exact'; it must be one of spectral, grid"),
         ({"eps": 0.1}, "eps is the width of the grid's bins"),
         ({"method": "grid", "eps": -1.0}, "eps is -1.0; it must be a positive number"),
-        ({"check_samples": 1}, "check_samples is 1; it must be at least 2"),
+        ({"check_samples": 1}, r"`check_samples` is 1; it must be a whole number of at least 2"),
     ],
 )
 def test_wrong_arguments_are_named(form: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
