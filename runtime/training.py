@@ -143,7 +143,7 @@ def train(
         run.leg()
     kept = state.attempts[state.at]
     problem, terms = run.found(kept)
-    message = state.message + _bound(problem, floor, noise_floor is None, layer, p1)
+    message = state.message + _bound(problem, floor, noise_floor is None, layer, p1) + _missed(terms, tol)
     return Fitted(
         problem,
         terms,
@@ -277,7 +277,7 @@ class _Run:
             comparing = len(state.attempts) > 1 and state.stage != "fine"
             answer = trial(objective.x0) if comparing else objective.fun_and_jac(objective.x0)
             if answer is None:
-                attempt.message = "its loss cannot be evaluated there"
+                attempt.message = f"its loss cannot be evaluated there: {trial.refusal}"
                 self._next_start()
                 self.keep(state)
                 return
@@ -375,7 +375,10 @@ class _Run:
             range(len(state.attempts)), key=lambda i: math.inf if (loss := state.attempts[i].loss) is None else loss
         )
         if state.attempts[ranked[0]].loss is None:
-            raise UnsupportedError("the loss cannot be evaluated at any start; give an `encoder` to start from")
+            raise UnsupportedError(
+                f"the loss cannot be evaluated at any start; at the first, {state.attempts[0].message}; where another start "
+                "could help, give an `encoder`"
+            )
         state.stage = "coarse" if state.stage == "trial" else "fine"
         going = ranked[: max(_TRAINED, math.ceil(len(ranked) / 4))] if state.stage == "coarse" else ranked[:1]
         state.at, *state.waiting = [i for i in going if state.attempts[i].loss is not None]
@@ -400,12 +403,14 @@ class _Trial:
     def __init__(self, objective: ProfileObjective) -> None:
         self.objective = objective
         self.accepted: Problem | None = None
+        self.refusal = ""  # why the last trial that failed did
         self._seen: dict[bytes, tuple[Problem, dict[str, Estimate]]] = {}
 
     def __call__(self, x: Array) -> tuple[float, Array] | None:
         try:
             problem, terms, gradient = self.objective.evaluate(x)
         except (InputError, ToleranceError, ArithmeticError) as error:  # also a step so long that numbers overflow
+            self.refusal = str(error)
             logger.info("a trial step was shortened: %s", error)
             return None
         self._seen[x.tobytes()] = (problem, terms)
@@ -502,6 +507,14 @@ def pruned(kernels: TrainingKernels, problem: Problem, keep: Sequence[int], tol:
     encoder = Encoder([problem.encoder[j] for j in keep])
     law = SpectralExpectations(problem.layer, problem.input, encoder, tol=0.3 * tol)
     return Problem(problem.layer, problem.input, best_model(law, kernels, encoder, floor), encoder)
+
+
+def _missed(terms: dict[str, Estimate], tol: float) -> str:
+    """What of the result is less certain than was asked for."""
+    names = [name for name, term in terms.items() if not _met({name: term}, tol)]
+    if not names:
+        return ""
+    return f"; tol {tol:g} is missed by {', '.join(names)}: see their errors, and give units in which sigma2 is nearer to 1"
 
 
 def _bound(problem: Problem, floor: float, own: bool, layer: Layer, p1: FeatureModel) -> str:

@@ -546,9 +546,11 @@ def test_a_start_that_cannot_be_evaluated_is_passed_over(monkeypatch: pytest.Mon
     monkeypatch.setattr(ProfileObjective, "evaluate", refusing)
     fitted = train(layer, p1, generate("relu", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2, starts=3)
     assert [start.loss is None for start in fitted.starts] == [False, True, False]
-    assert "cannot be evaluated" in fitted.starts[1].message
+    assert fitted.starts[1].message == "its loss cannot be evaluated there: made for a test"
     monkeypatch.setattr(ProfileObjective, "evaluate", lambda self, x: _no())
-    with pytest.raises(et.UnsupportedError, match="cannot be evaluated at any start; give an `encoder`"):
+    with pytest.raises(
+        et.UnsupportedError, match=r"cannot be evaluated at any start; at the first, .* made for a test"
+    ):
         train(layer, p1, generate("relu", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2, starts=2)
 
 
@@ -585,3 +587,16 @@ def test_a_step_so_long_that_numbers_overflow_is_shortened() -> None:
     assert made.coordinates.moving[0] == []
     x[made.layer.n2] = 1e200
     assert _Trial(made)(x) is None
+
+
+def test_terms_that_miss_the_tolerance_are_named() -> None:
+    """Without an error that meets it a fit does not say that it is done to `tol`; sigma2 = 1e-14 is beyond the engine."""
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
+    p1 = et.FeatureModel(1e-6 * np.eye(2), [Bernoulli(0.3)] * 2, 0.2e-6)
+    fitted = train(layer, p1, generate("identity", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2)
+    missed = [name for name, term in fitted.terms.items() if term.error > 1e-3 * max(1.0, abs(float(term.value)))]
+    assert missed
+    assert f"tol 0.001 is missed by {', '.join(missed)}: " in fitted.message
+    p1 = et.FeatureModel(np.eye(2), [Bernoulli(0.3)] * 2, 0.2)
+    met = train(layer, p1, generate("identity", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2)
+    assert "missed" not in met.message
