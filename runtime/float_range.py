@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
 from elbotree.runtime.errors import UnsupportedError
+
+_Given = ParamSpec("_Given")
+_Found = TypeVar("_Found")
+
+
+def vanishing(function: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
+    """A function in which numbers may vanish, such as exp(-x^2 / 2) far out: what is below 1e-308 is 0 there, and is meant to be,
+    also where numpy was told to raise on underflow."""
+
+    @functools.wraps(function)
+    def called(*given: _Given.args, **more: _Given.kwargs) -> _Found:
+        with np.errstate(under="ignore"):
+            return function(*given, **more)
+
+    return called
 
 
 @contextlib.contextmanager

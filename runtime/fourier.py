@@ -22,6 +22,7 @@ from scipy.fft import dctn
 from scipy.special import erfc
 
 from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.float_range import vanishing
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -137,6 +138,7 @@ class Spectrum:
         self.p = np.arange(len(raw))
         self.raw = raw * (-1.0) ** self.p  # samples start half a period before the middle
 
+    @vanishing
     def _transformed(self, values: Array, period: Period, tol: float) -> ComplexArray:
         # the window ends where it is tol against the largest value, so that its own jump at the wrap does not matter
         x = period.start + period.length * np.arange(len(values)) / len(values)
@@ -154,6 +156,7 @@ class Spectrum:
         raw = np.abs(self._transformed(values, period, tol))
         return bool(2 * raw[-len(raw) // 4 :].sum() <= max(0.1 * tol, self._floor(len(values))))
 
+    @vanishing
     def cut(self, sigma: float, tol: float) -> Series:
         """The series with what is left out adding at most tol to any E g(c).
 

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from elbotree.runtime.errors import InputError, ToleranceError
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.priors import Mixture, Normal, Prior, SpikeSlab
 
@@ -191,6 +192,7 @@ class Law:
     def standardised(self, *c: Array) -> Standardised:
         """The law for each row of c, as something to integrate over z."""
 
+        @vanishing
         def density(z: Array, i: NDArray[np.intp]) -> Array:
             return np.asarray(np.exp(self.log_density(z, *(row[i][:, None] for row in c))))
 
@@ -271,6 +273,7 @@ class TiltedLaw:
             out[chosen] = self._chunk(h, around, rows[chosen], score)
         return out.reshape(shape)
 
+    @vanishing
     def _chunk(self, h: OfBeta, around: Prior, c: Array, score: int | str | None) -> Array:
         mean, variance, log_total = (self.base.log_partition(c, self.precision, k) for k in (1, 2, 0))
         base = np.zeros(len(c)) if score is None else _baseline(h, mean, np.sqrt(variance), self.base)
@@ -388,6 +391,7 @@ class Panels:
 _X, _W = np.polynomial.legendre.leggauss(_NODES)
 
 
+@vanishing
 def rule(integrand: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]], panels: Panels) -> tuple[Array, Array]:
     """The Gauss-Legendre value on each panel, and that of the magnitude that rounding scales with."""
     half = 0.5 * (panels.high - panels.low)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr, logsumexp
 
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.priors import Exponential, Gamma, Laplace, Mixture, Normal, Prior, SpikeSlab
 
 Array = NDArray[np.float64]
@@ -74,6 +75,7 @@ def _normals(weights: Sequence[float], means: Sequence[float], variances: Sequen
     before."""
     p, m, v = (np.array(values) for values in (weights, means, variances))
 
+    @vanishing
     def logpdf(y: Array) -> Array:
         z = -0.5 * (y[:, None] - m) ** 2 / v - 0.5 * np.log(2 * np.pi * v)
         return np.asarray(logsumexp(z, b=p, axis=1))

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import digamma, gammainc, gammaln, logsumexp, ndtr
 
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.prior_base import (
     INF,
     Array,
@@ -99,6 +100,7 @@ class _Atomic(Prior):
             out += factor * np.exp(1j * x * t) if x else factor
         return out
 
+    @vanishing
     def log_mgf(self, s: ArrayLike) -> Array:
         points, masses = self.atoms
         return np.asarray(logsumexp(np.asarray(s, dtype=np.float64)[..., None] * points, b=masses, axis=-1))
@@ -581,6 +583,7 @@ class _Sum(Prior):
     def log_mgf(self, s: ArrayLike) -> Array:
         return self._log_sum(lambda part: part.log_mgf(s))
 
+    @vanishing
     def _log_sum(self, log_value: Callable[[Prior], Array]) -> Array:
         """log sum_j weight_j exp(log_value(component j)); -inf where all are."""
         return np.asarray(np.logaddexp.reduce([math.log(weight) + log_value(part) for weight, part in self._live]))

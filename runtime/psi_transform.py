@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 
+_LONG = 64.0  # of a range of b, against the numbers in psi
 _MOST_POINTS = 1 << 16  # on which a smooth psi is looked at
 _AT_ONCE = 1 << 17  # points whose waves are held at once
 _OF_B = "psi, or a function of an encoder parameter that depends on b alone,"
@@ -121,6 +122,19 @@ class PsiTransform:
         return [b - self.bbar for b in self.psi.breaks if self.lo < b - self.bbar < self.hi]
 
     @cached_property
+    def _ends(self) -> list[float]:
+        """Where panels end: psi's breaks, and, on ranges that are long against 1, the scale of what psi is written in, points ever
+        further from b = 0, so that what psi does there within a small part of the range is seen."""
+        ends = list(self.breaks)
+        if self.hi - self.lo > _LONG:
+            far = 4.0 * 8.0 ** np.arange(
+                1 + np.log(max(abs(self.bbar + self.lo), abs(self.bbar + self.hi))) / np.log(8.0)
+            )
+            marks = np.concatenate([-far[::-1], [0.0], far]) - self.bbar
+            ends += [float(b) for b in marks if self.lo < b < self.hi]
+        return ends
+
+    @cached_property
     def steepness(self) -> float:
         """max |psi'| over the range, jumps left out."""
         # The neighbourhood of a break is left out: jumps, and slopes that are infinite there. It is small against what lies
@@ -138,7 +152,15 @@ class PsiTransform:
     @cached_property
     def largest(self) -> float:
         """max |psi| over the range."""
-        return max(1e-300, float(np.abs(self.at(np.linspace(self.lo, self.hi, 129))).max()))
+        return max(1e-300, float(np.abs(self.at(self._looked_at(129))).max()))
+
+    def _looked_at(self, count: int) -> Array:
+        """So many points over the range, and on a long one some about b = 0, where psi may be large within little."""
+        grid = self.lo + (self.hi - self.lo) * np.linspace(0.0, 1.0, count)
+        if self.hi - self.lo <= _LONG:
+            return grid
+        near = np.linspace(-4.0, 4.0, 129) - self.bbar
+        return np.concatenate([grid, near[(self.lo < near) & (near < self.hi)]])
 
     @cached_property
     def frequencies(self) -> Array:
@@ -157,15 +179,14 @@ class PsiTransform:
 
             frequency = float(np.hypot(self.modes * self.step, turn))
             tol = max(0.1 * self.tol, 2e-15 * most * self.largest)  # phases are rounded too
-            beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [wave, self._power], tol)
+            beta, weights = panels(self.lo, self.hi, self._ends, frequency, [wave, self._relative, self._power], tol)
             self._nodes[key] = Nodes(beta, weights, self.at(beta), self.frequencies)
         return self._nodes[key]
 
     def integrals(self, g: Callable[[Array], Array]) -> tuple[ComplexArray, float, float]:
         """(step / 2 pi) int psi^l g(beta) exp(-i k step beta) d beta for l = 0, 1, 2, (3, K); max |g|; and what the quadrature may
         miss of any E g. g must be smooth between psi's breaks."""
-        grid = self.lo + (self.hi - self.lo) * np.linspace(0.0, 1.0, 257)
-        largest = max(1e-300, float(np.abs(g(grid)).max()))
+        largest = max(1e-300, float(np.abs(g(self._looked_at(257))).max()))
 
         def scaled(beta: Array) -> Array:
             return np.asarray(g(beta) / largest)
@@ -175,7 +196,8 @@ class PsiTransform:
         missed = 1e-3 * self.tol / max(1.0, largest)
         while True:
             try:
-                beta, weights = panels(self.lo, self.hi, self.breaks, frequency, [scaled, self._power], missed, _OF_B)
+                seen = [scaled, self._relative, self._power]
+                beta, weights = panels(self.lo, self.hi, self._ends, frequency, seen, missed, _OF_B)
                 break
             except UnsupportedError:  # a g that is a quadrature itself has digits enough for less
                 if missed > 1e-6:
@@ -184,6 +206,9 @@ class PsiTransform:
         nodes, values = Nodes(beta, weights, self.at(beta), self.frequencies), g(beta)
         powers = np.stack([values, values * nodes.psi, values * nodes.psi**2])
         return nodes.against(powers), largest, missed * largest
+
+    def _relative(self, beta: Array) -> Array:
+        return np.asarray(self.at(beta) / self.largest)
 
     def _power(self, beta: Array) -> Array:
         return np.asarray((self.at(beta) / self.largest) ** 2)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import roots_legendre
 
 from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.float_range import vanishing
 
 Array = NDArray[np.float64]
 
@@ -38,10 +39,33 @@ def _legendre_tail(nodes: int) -> Array:
     return np.asarray((np.polynomial.legendre.legvander(x, nodes - 1)[:, -2:].T * w) * (degrees + 0.5)[:, None])
 
 
+@vanishing
 def _resolved(values: Array | NDArray[np.complex128], nodes: int, tol: float) -> bool:
     """Whether a function with these node values has a Legendre series that has died out, as far as rounding shows."""
     scale = max(1.0, float(np.abs(values).max()))
     return bool(np.abs(_legendre_tail(nodes) @ values).max() <= max(tol, 1e-15 * (20 + nodes)) * scale)
+
+
+@lru_cache(maxsize=64)
+def _at_ends(nodes: int) -> Array:
+    """The functionals (2, N) that give the interpolating polynomial's values at -1 and 1 from its node values."""
+    x, w = gauss_legendre(nodes)
+    degrees = np.arange(nodes)
+    sums = np.stack([(degrees + 0.5) * (-1.0) ** degrees, degrees + 0.5])
+    return np.asarray(sums @ np.polynomial.legendre.legvander(x, nodes - 1).T * w)
+
+
+@vanishing
+def _continued(
+    f: Callable[[Array], Array | NDArray[np.complex128]],
+    values: Array | NDArray[np.complex128],
+    ends: Array,
+    inner: Array,
+) -> bool:
+    """Whether f's values at those ends of a panel that are no breaks are what its nodes lead to: a step between the last node and
+    the end is seen by no node of either panel."""
+    off = np.abs(_at_ends(len(values)) @ values - f(ends))[inner]
+    return bool(off.max(initial=0.0) <= 1e-3 * max(1.0, float(np.abs(values).max())))
 
 
 def panels(
@@ -66,6 +90,7 @@ def panels(
             f"the limit is {MOST_TURNS:.0e}, so bring b's numbers nearer to 1, or raise input.noise_std"
         )
     ends = [lo, *sorted({b for b in breaks if lo < b < hi}), hi]
+    known = set(ends)
     todo = list(reversed(list(pairwise(ends))))
     nodes: list[Array] = []
     weights: list[Array] = []
@@ -81,7 +106,11 @@ def panels(
             todo += [(middle, b), (a, middle)]
             continue
         trial = 0.5 * (a + b) + half * gauss_legendre(check)[0]
-        if half > 1e-12 * (abs(a) + abs(b)) and not all(_resolved(f(trial), check, tol) for f in resolve):
+        inner = np.array([a not in known, b not in known])
+        if half > 1e-12 * (abs(a) + abs(b)) and not all(
+            _resolved(values := f(trial), check, tol) and _continued(f, values, np.array([a, b]), inner)
+            for f in resolve
+        ):
             count += 1
             if count > _MAX_PANELS:
                 raise UnsupportedError(

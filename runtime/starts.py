@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit, softmax
 
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Normal, Prior
@@ -335,6 +336,7 @@ def _binned_law(layer: Layer, p1: FeatureModel, mean: Array, row: Array) -> Disc
     return Discrete(tuple(x), tuple(masses))
 
 
+@vanishing
 def _share(c: Array, x: Array, k: int) -> Array:
     """The share of c that point k takes."""
     off = (np.asarray(c)[..., None] - x) / (x[1] - x[0])

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.special import erfc, exp1, logsumexp
 
 from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.source_sums import SourceSum
 from elbotree.runtime.tilted_sources import Sources, TiltedSources, powers
 
@@ -71,6 +72,7 @@ class TailProbability:
         return "\n".join(f"P = {value:.12g} ± {error:.1e}, log P = {log + 0.0:.12g}" for value, error, log in rows)
 
     @staticmethod
+    @vanishing
     def from_logs(
         log_value: Array | float, bound: Mapping[str, Array | float], nodes: int, tol: float
     ) -> TailProbability:
@@ -142,7 +144,7 @@ def total_of(parts: Sequence[Part], tol: float, budget: list[int]) -> TailProbab
         made = part.probability(min(0.05, 0.5 * tol * (share / len(parts) if share > len(parts) else 1.0)))
         found.append(made)
         logs.append(part.log_weight + float(made.log_value))
-        total = float(logsumexp(logs))
+        total = _log_of_sum(logs)
     bounds: dict[str, Array] = {"truncation": np.asarray(math.exp(left_out - total))}
     for log, made in zip(logs, found, strict=True):
         for name, relative in made.bound.items():
@@ -507,6 +509,7 @@ class Line:
         decades = math.log(1e4 / tol)
         top = math.asinh(2 * math.sqrt(2 * decades / self.variance) / B)
 
+        @vanishing
         def integrand(t: Array) -> tuple[ComplexArray, Array, Array]:
             w = A * (np.cosh(t) - 1) + 1j * B * np.sinh(t)
             phi = np.empty(len(t), dtype=np.complex128)
@@ -741,3 +744,8 @@ def _real_series(a: ComplexArray, theta: Array) -> Array:
     padded[: len(a)] = a
     low, high = powers(-theta, width), powers(-width * theta, rows)
     return np.asarray(np.einsum("jr,jr->j", low @ padded.reshape(rows, width).T, high).real)
+
+
+@vanishing
+def _log_of_sum(logs: Sequence[float]) -> float:
+    return float(logsumexp(logs))

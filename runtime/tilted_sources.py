@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.priors import (
     Bernoulli,
     Discrete,
@@ -294,6 +295,7 @@ class UniformPart(Component):
     def location(self) -> Array:
         return self.middle + self.half * log_sinhc(self.tilt)[1]
 
+    @vanishing
     def sample(self, rng: np.random.Generator, count: int) -> Array:
         """The inverse of the distribution function, from the end where the density is largest."""
         draws, slope = rng.random((len(self.half), count)), np.abs(self.tilt)[:, None]
@@ -306,6 +308,7 @@ class UniformPart(Component):
 _SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250)
 
 
+@vanishing
 def log_sinhc(x: Array) -> Cumulants:
     """log(sinh(x) / x) and three derivatives; by its power series where those are differences of large numbers."""
     small = np.abs(x) < 0.25
@@ -502,6 +505,7 @@ class Sources:
         ]
 
 
+@vanishing
 def _mixed(block: Block, s: Array) -> Cumulants:
     """Cumulants of a mixture from those of its components."""
     parts = [part.cumulants(s) for part in block.parts]

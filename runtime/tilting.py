@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp, roots_jacobi
 
+from elbotree.runtime.float_range import vanishing
+
 Array = NDArray[np.float64]
 
 DROP = 50.0  # exp(-50) = 2e-22: fourth moments of what is cut away stay below 1e-17
@@ -125,6 +127,7 @@ def _gamma_chunk(a: Array, precision: float, shape: float, top: int) -> list[Arr
     return out
 
 
+@vanishing
 def mixture_cumulants(parts: Sequence[list[Array]], top: int) -> list[Array]:
     """Log partition and cumulants of a sum of positive measures, from those of each (parts[j][0] holds its weight).
 

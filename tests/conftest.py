@@ -1,8 +1,9 @@
 """What all tests share: numpy raises where it would only warn of overflow, division by zero and invalid operations.
 
-Underflow is not among them, since many tests call what is inside: exp(-x^2 / 2) far out is 0 to within the least float64, in
-some twenty places of ours and in scipy's logsumexp, and every error estimate has an absolute part that is larger. What depends on
-numbers that small (rare events) works in logarithms. `runtime.float_range` lets it pass for all that people call, which
+Underflow is among them in the tests of `_UNDERFLOW_TOO`: where a number may vanish there, the place says so
+(`runtime.float_range.vanishing`). Elsewhere many tests call what is inside: exp(-x^2 / 2) far out is 0 to within the least float64,
+in ours and in scipy's logsumexp, and every error estimate has an absolute part that is larger. What depends on numbers that small
+(rare events) works in logarithms. `runtime.float_range` lets it pass for all that people call, which
 `tests/stress/test_float64.py` tries under np.errstate(all="raise").
 """
 
@@ -25,10 +26,26 @@ _MODULES = {
 _INSTALLED = [name for name in os.environ.get("ELBOTREE_EXTRAS", "").split(",") if name]
 
 
+_UNDERFLOW_TOO = {
+    f"test_{name}.py"
+    for name in (
+        "priors",
+        "fourier",
+        "characteristic",
+        "quadrature",
+        "psi_transform",
+        "posteriors",
+        "bounds",
+        "gradient",
+    )
+}
+
+
 @pytest.fixture(autouse=True)
-def arithmetic_raises() -> Iterator[None]:
-    """np.errstate(over="raise", divide="raise", invalid="raise") around every test."""
-    with np.errstate(over="raise", divide="raise", invalid="raise"):
+def arithmetic_raises(request: pytest.FixtureRequest) -> Iterator[None]:
+    """np.errstate(over="raise", divide="raise", invalid="raise") around every test, all="raise" where that is tried."""
+    under = "raise" if request.path.name in _UNDERFLOW_TOO else None
+    with np.errstate(over="raise", divide="raise", invalid="raise", under=under):
         yield
 
 

@@ -76,6 +76,7 @@ def piece_log_density(kind: str, values: tuple[float, ...], x: Array) -> Array:
     raise ValueError(kind)
 
 
+@np.errstate(under="ignore")  # weights far out are 0
 def log_density(pieces: list[Piece], x: Array) -> Array:
     """Log density of the continuous part, its weight included."""
     x = np.asarray(x, dtype=float)
@@ -228,6 +229,7 @@ def _finite(value: Array, what: str) -> Array:
     return value
 
 
+@np.errstate(under="ignore")  # weights far out are 0
 def normal_cross_entropy(prior: Spec, mean: Array, std: Array, resolution: float = 1.0, closed: bool = True) -> Array:
     """-E log p(beta) for beta ~ N(mean, std^2), p the continuous part's density.
 
@@ -426,6 +428,7 @@ def _tilted(precision: float, base: Spec, prior: Spec, low: float, high: float, 
     ratio[~is_atom] = log_density(base_pieces, beta[~is_atom]) - log_density(prior_pieces, beta[~is_atom])
     _finite(ratio, "tilted posterior")
 
+    @np.errstate(under="ignore")  # weights far out are 0
     def summed(c: Array, term: Callable[[Array, Array], Array]) -> Array:
         """Rows of q against term(q, exponent - log normaliser), q the tilted law at each c."""
         flat = np.asarray(c, float).ravel()

@@ -148,7 +148,8 @@ def both_ways(g: Callable[[Array, Array], Array], tol: float) -> tuple[float, fl
     x, w = roots_hermitenorm(160)
     grid = np.stack(np.meshgrid(x, x, indexing="ij"), axis=-1) @ np.linalg.cholesky(COVARIANCE).T
     weights = np.outer(w, w) / (2 * np.pi)
-    exact = np.mean([np.sum(weights * g(grid[..., 0] + m[0], grid[..., 1] + m[1])) for m in CENTRES])
+    with np.errstate(under="ignore"):  # far out weights are 0
+        exact = np.mean([np.sum(weights * g(grid[..., 0] + m[0], grid[..., 1] + m[1])) for m in CENTRES])
     return float((made.coefficients @ X).real), float(exact), made.error
 
 

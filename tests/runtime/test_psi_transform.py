@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import expit, ndtr
 
+import elbotree as et
 from elbotree.codegen import compile_psi
 from elbotree.runtime import psi_transform
 from elbotree.runtime.activations import Activation
@@ -131,7 +134,11 @@ def test_many_nodes_are_met_a_part_at_a_time(text: str, monkeypatch: pytest.Monk
 def test_integrals_of_a_function_of_b(text: str) -> None:
     """Against brute sums: a function with a feature a fiftieth of the range wide, times psi^l, against the frequencies."""
     transform = PsiTransform(compile_psi(text), BBAR, LO, HI, MODES, 1e-9)
-    g = lambda beta: 100.0 * np.exp(-0.5 * ((beta - 0.3) / 0.02) ** 2) + np.cos(beta)  # noqa: E731
+
+    @np.errstate(under="ignore")
+    def g(beta: Array) -> Array:
+        return np.asarray(100.0 * np.exp(-0.5 * ((beta - 0.3) / 0.02) ** 2) + np.cos(beta))
+
     found, largest, missed = transform.integrals(g)
     assert largest == pytest.approx(101.0, rel=0.05)
     beta = LO + (HI - LO) * (np.arange(400_000) + 0.5) / 400_000
@@ -172,3 +179,25 @@ def test_a_function_of_b_that_does_not_resolve_is_not_blamed_on_psi_alone() -> N
         UnsupportedError, match="psi, or a function of an encoder parameter that depends on b alone, is not"
     ):
         transform.integrals(lambda beta: noise.standard_normal(np.shape(beta)))
+
+
+@pytest.mark.parametrize("centre", [0.3, 1e-3])
+@pytest.mark.parametrize("scale", [1e3, 1e5, 1e7])
+@pytest.mark.parametrize("text", ["tanh", "sigmoid", "exp(-b**2)", "tanh(b - 500)"])
+def test_what_psi_does_within_a_small_part_of_the_range_is_seen(text: str, scale: float, centre: float) -> None:
+    """E psi(b)^2 of b ~ N(-centre scale, scale^2): a step or a peak of width 1 on a range of 12 scale."""
+    layer = et.Layer([[1.0]], [1.0], [scale], text, threshold=-centre * scale)
+    p1 = et.FeatureModel(np.zeros((1, 0)), [], 1.0)
+    problem = et.Problem(layer, p1, et.FeatureModel(np.zeros((1, 0)), [], 1.0), et.Encoder([]))
+    found = et.evaluate(problem, tol=1e-6)["U3"]
+    where = 500.0 if "500" in text else 0.0
+    step = np.linspace(-30.0, 30.0, 60_001)  # b - where: outside of it psi^2 is constant to rounding
+    psi = {"t": np.tanh, "s": expit, "e": lambda b: np.exp(np.maximum(-(b**2), -700.0))}[text[0]]
+    below, above = (0.0, 0.0) if text[0] == "e" else (float(psi(-30.0)) ** 2, 1.0)
+    ends = (where + step[[0, -1]] + centre * scale) / scale
+    density = np.exp(-0.5 * ((where + step + centre * scale) / scale) ** 2) / (math.sqrt(2 * math.pi) * scale)
+    with np.errstate(under="ignore"):
+        value = psi(step) ** 2 * density
+    middle = float(np.sum(value[1:] + value[:-1])) * 0.5e-3
+    exact = below * ndtr(ends[0]) + middle + above * ndtr(-ends[1])
+    assert abs(found.value - exact) <= found.error + 1e-12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.quadrature import gauss_legendre, panels
@@ -59,3 +60,11 @@ def test_an_undeclared_jump_is_closed_in_on() -> None:
 def test_a_function_that_is_rough_everywhere_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"not smooth enough near b = -1: 400 halvings.*max, min, abs"):
         panels(-1.0, 1.0, [], 0.0, [lambda x: np.sin(1e7 * x)], 1e-13)
+
+
+def test_a_step_between_the_last_node_and_an_end_is_seen() -> None:
+    """sigmoid((b - 1e-5) 1e9) on panels that part at 0: no node of either lies between."""
+    step = lambda b: expit(np.clip((b - 1e-5) * 1e9, -700.0, 700.0))  # noqa: E731
+    beta, weights = panels(-1.0, 1.0, [], 1500.0, [step], 1e-9)
+    with np.errstate(under="ignore"):
+        assert weights @ step(beta) == pytest.approx(1 - 1e-5, abs=1e-9)
