@@ -48,6 +48,7 @@ SAMPLERS, SAMPLER_TESTS = "runtime/samplers.py", "tests/runtime/test_samplers.py
 PAIRS, LOOPS, WEAK = "runtime/pair_lattices.py", "runtime/pair_loops.py", "runtime/weak_sources.py"
 FRAMES, SPECTRAL_TESTS = "runtime/frames.py", "tests/runtime/test_spectral.py"
 PAIR_TESTS = "tests/runtime/test_pair_lattices.py"
+SEARCH_TESTS = "tests/runtime/test_search.py"
 DOOR_TESTS, SAE_TESTS = "tests/elbotree/test_open_door.py", "tests/runtime/test_sae.py"
 
 
@@ -522,6 +523,19 @@ MUTATIONS = (
         "values * nodes.psi, values * nodes.psi**2",
         "values, values * nodes.psi**2",
         "tests/runtime/test_psi_transform.py",
+    ),
+    # -- the search on points
+    Mutation("search.spread", "runtime/search.py", "float((spread * H).sum())", "0.0", SEARCH_TESTS),
+    Mutation("search.third", "runtime/search.py", "m3 - 3 * m1 * V", "m3 - 2 * m1 * V", SEARCH_TESTS),
+    Mutation(
+        "search.ranking", "runtime/search.py", "ranked[:_SECOND_ROUND], *", "ranked[-_SECOND_ROUND:], *", SEARCH_TESTS
+    ),
+    Mutation(
+        "training.overflow",
+        "runtime/training.py",
+        "ToleranceError, ArithmeticError) as",
+        "ToleranceError) as",
+        "tests/runtime/test_training.py",
     ),
 )
 

@@ -12,7 +12,7 @@ import pytest
 
 import elbotree as et
 from elbotree.codegen import generate
-from elbotree.runtime import encoding
+from elbotree.runtime import encoding, search
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
 from elbotree.runtime.priors import Bernoulli, Discrete, Normal
@@ -119,6 +119,25 @@ def test_points_find_what_the_propagated_features_do_not_lead_to() -> None:
     assert len({found.name for found in worth + aside}) == 75
     best_aside = min(found.loss for found in aside if found.points == worth[0].points)
     assert best_aside >= losses[0]
+
+
+def test_the_lowest_on_few_points_and_the_first_start_go_on_to_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, p1 = crowded()
+    mean, covariance = output_moments(layer, p1, 1e-3)
+    encoder = first_encoder(propagated(layer, p1, None), mean, covariance, ["tilted"] * 4)
+    calls: list[tuple[float, np.ndarray, np.ndarray]] = []
+
+    def recorded(loss: PointLoss, x: np.ndarray, iterations: int) -> tuple[float, np.ndarray]:
+        # no descent: the loss where a start begins, and another point so that it is known again
+        calls.append((loss(x)[0], x, x + 1.0))
+        return calls[-1][0], x + 1.0
+
+    monkeypatch.setattr(search, "_descended", recorded)
+    searched(layer, p1, encoder, mean, covariance, 1e-3)
+    first, second = calls[:75], calls[75:]
+    lowest = sorted(range(75), key=lambda i: first[i][0])[:8]
+    expected = lowest if 0 in lowest else [*lowest, 0]
+    assert [start.tobytes() for _, start, _ in second] == [first[i][2].tobytes() for i in expected]
 
 
 def test_the_default_fit_reports_every_start_and_trains_the_best_with_the_exact_loss() -> None:
