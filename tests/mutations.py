@@ -459,7 +459,7 @@ MUTATIONS = (
     Mutation("pairs.rounding", PAIRS, "costs[1:][self.unit * rounding[1:] > 0.2 * budget] = np.inf", "", PAIR_TESTS),
     Mutation("pairs.center", PAIRS, "limits + off_center, shared", "limits, shared", PAIR_TESTS),
     Mutation("pairs.slope", PAIRS, "slopes = (m + 1) * weak", "slopes = m * weak", PAIR_TESTS),
-    Mutation("pairs.derivative", PAIRS, "c * X[1]) * shared.w", "c * X[0]) * shared.w", PAIR_TESTS),
+    Mutation("pairs.derivative", PAIRS, "c * X[1]).real * shared.w", "c * X[0]).real * shared.w", PAIR_TESTS),
     Mutation("weak.mean", WEAK, "made[:, 1] -= 1j * mean", "made[:, 1] += 1j * mean", PAIR_TESTS),
     Mutation("weak.radius", WEAK, "radius ** -np.arange(ORDERS)", "radius ** np.arange(ORDERS)", PAIR_TESTS),
     Mutation(
