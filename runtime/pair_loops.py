@@ -112,12 +112,16 @@ def _merged(
     return degree, merged, remainder
 
 
-@_jit
-def _planned(
+def _plan_pair(
     weights: Any, noise: Any, shifts: Any, tol: float, tail: Any, A: Any, B: Any, tables: Any, usable: Any, costs: Any,
     steps: Any, norm: float, unit: float, spread: float, each: float,
 ) -> Any:  # fmt: skip
-    """`plan_pair`, to be inlined."""
+    """`pair_lattices._plan`, mode by mode: the first row and how many rows and columns are walked, limits, walked, degree,
+    merged, slack.
+
+    noise (2, 2) and shifts (2,): of the two sides' steps; tables (ORDERS, ORDERS, m): `BLaw.by_monomial`; steps (.., N):
+    `_steps` for each degree; each: cost of a degree.
+    """
     height, width = weights.shape
     P = height // 2
     gauss = np.zeros((height, width))
@@ -197,18 +201,8 @@ def _planned(
     return first, inner, walked, degree, merged, slack
 
 
-@_entry
-def plan_pair(
-    weights: Any, noise: Any, shifts: Any, tol: float, tail: Any, A: Any, B: Any, tables: Any, usable: Any, costs: Any,
-    steps: Any, norm: float, unit: float, spread: float, each: float,
-) -> Any:  # fmt: skip
-    """`pair_lattices._plan`, mode by mode: the first row and how many rows and columns are walked, limits, walked, degree,
-    merged, slack.
-
-    noise (2, 2) and shifts (2,): of the two sides' steps; tables (ORDERS, ORDERS, m): `BLaw.by_monomial`; steps (.., N):
-    `_steps` for each degree; each: cost of a degree.
-    """
-    return _planned(weights, noise, shifts, tol, tail, A, B, tables, usable, costs, steps, norm, unit, spread, each)
+plan_pair = _entry(_plan_pair)
+_planned = _jit(_plan_pair)  # for `sum_pairs`: loops are inlined into what the cache holds
 
 
 @_jit
@@ -459,41 +453,7 @@ def _walk_away(
                 )
 
 
-@_jit
-def _walked(
-    noise: Any,
-    merged: Any,
-    A: Any,
-    B: Any,
-    coefficients: Any,
-    begin: int,
-    first: int,
-    limits: Any,
-    walked: Any,
-    chosen: Any,
-    along: Any,
-    sources: Any,
-    psi: Any,
-    sums: Any,
-) -> None:
-    """`walk_pair`, to be inlined."""
-    S = _polynomial(merged, A, B, coefficients, begin, noise)
-    R, rows = noise.shape[0] - 1, limits.shape[0]
-    of_q = _differences(R, 0.0, 1.0)
-    # away from p = 0 in both directions: rounding grows with the steps that are taken
-    middle = min(max(-first, 0), rows)
-    for sign in (1, -1):
-        origin, count = (middle, rows - middle) if sign > 0 else (middle - 1, middle)
-        if count > 0:
-            begun = abs(first + origin)
-            generators = _generators(S, _differences(R, float(begun), float(sign)), of_q)
-            _walk_away(
-                generators, begun, origin, sign, count, limits, walked, chosen, sign * A, B, along, sources, psi, sums
-            )
-
-
-@_entry
-def walk_pair(
+def _walk_pair(
     noise: Any,
     merged: Any,
     A: Any,
@@ -522,7 +482,23 @@ def walk_pair(
     and Im of base_0 phi, those of a mode from starts[p, q] on, by_source (E, rows, Q+1) = sum_k base_0 phi_e' prod of the others,
     by_k (rows, Q+1) = sum_k k base_0 phi.
     """
-    _walked(noise, merged, A, B, coefficients, begin, first, limits, walked, chosen, along, sources, psi, sums)
+    S = _polynomial(merged, A, B, coefficients, begin, noise)
+    R, rows = noise.shape[0] - 1, limits.shape[0]
+    of_q = _differences(R, 0.0, 1.0)
+    # away from p = 0 in both directions: rounding grows with the steps that are taken
+    middle = min(max(-first, 0), rows)
+    for sign in (1, -1):
+        origin, count = (middle, rows - middle) if sign > 0 else (middle - 1, middle)
+        if count > 0:
+            begun = abs(first + origin)
+            generators = _generators(S, _differences(R, float(begun), float(sign)), of_q)
+            _walk_away(
+                generators, begun, origin, sign, count, limits, walked, chosen, sign * A, B, along, sources, psi, sums
+            )
+
+
+walk_pair = _entry(_walk_pair)
+_walked = _jit(_walk_pair)
 
 
 @_entry
