@@ -260,7 +260,6 @@ class Workbench:
                 continue
             place, asked = asks[0]
             s, r = asked.need.s, asked.need.r
-            _check_modes((s.P, r.P))
             places.append(place)
             sums.append(PairSum(self._axes_of(block, pair), s.coefficients, r.coefficients[r.P :], asked.need.tol))
         if sums:
@@ -298,12 +297,13 @@ def made_for(shared: BLaw, a: Axis, b: Axis, needs: Sequence[Need]) -> PairLatti
     Raises UnsupportedError where their series have too many modes together.
     """
     box = max(need.s.P for need in needs), max(need.r.P for need in needs)
-    _check_modes(box)
+    check_modes(box)
     weights = np.maximum.reduce([np.abs(_product(need.s, need.r, box)) for need in needs])
     return PairLattice(shared, a, b, weights, min(need.tol for need in needs))
 
 
-def _check_modes(box: tuple[int, int]) -> None:
+def check_modes(box: tuple[int, int]) -> None:
+    """Raises UnsupportedError where two series, cut at these modes, have too many together."""
     if (2.0 * box[0] + 1) * (box[1] + 1) > MAX_MODES:
         raise UnsupportedError(
             f"the series of a pair of encoder parameters would need {2 * box[0] + 1:,} x {box[1] + 1:,} modes: a posterior mean "

@@ -31,7 +31,7 @@ from elbotree.runtime.frames import Axis, Coordinate
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder
 from elbotree.runtime.output_law import OutputLaw
-from elbotree.runtime.pair_blocks import KEPT_BYTES, Answer, Asked, Block, LawData, Need, Pair, Workbench
+from elbotree.runtime.pair_blocks import KEPT_BYTES, Answer, Asked, Block, LawData, Need, Pair, Workbench, check_modes
 from elbotree.runtime.pair_lattices import BLaw
 from elbotree.runtime.psi_transform import PsiTransform
 
@@ -264,6 +264,7 @@ class Pairs:
         # where sums with F come next, derivatives will want modes a little further out
         sharper = 2 if self.gradients else 1
         wide = a.series(of_c, tol / (8 * sharper * b.size)), b.series(of_d, tol / (8 * sharper * a.size))
+        check_modes((wide[0].P, wide[1].P))
         need = Need(*wide, 0.5 * tol / sharper)
         tail = a.tail * b.size + b.tail * a.size + out.b_error * a.size * b.size
         pair = self._numbers[id(a.axis)], self._numbers[id(b.axis)]
