@@ -27,6 +27,7 @@ from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Normal, Prior
 from elbotree.runtime.spectral import SpectralExpectations
+from elbotree.runtime.values import require_divergence
 
 __all__ = [
     "EncoderCoordinates",
@@ -302,6 +303,7 @@ class ProfileObjective:
         """The problem at x, the terms of its loss with their errors, and the gradient."""
         law, problem = self._problem(self.coordinates.unpack(np.asarray(x, dtype=np.float64)))
         terms = self.kernels.evaluate(law, problem)
+        require_divergence(float(terms["R1"].value), float(terms["R1"].error))
         if len(problem.encoder) == 0:  # nothing to move
             return problem, terms, np.zeros(0)
         rows = [e.value for e in self.kernels.dL_dC(law, problem)]  # (t, n2 + 1) each, the last column for the bias

@@ -80,6 +80,15 @@ def _total(laps: Mapping[str, float], name: str) -> float:
     return sum(_total(laps, child) for child in CHILDREN[name])
 
 
+def require_divergence(value: float, error: float) -> None:
+    """Raise ToleranceError where R1, a sum of divergences, is said to be negative: rounding has eaten it."""
+    if value < -error - 1e-9:
+        raise ToleranceError(
+            f"R1 = {value:.10g} is negative beyond its error {error:.1e}, which no sum of divergences is: the posteriors' "
+            "parameters are so large that nothing is left of it in float64; give the encoder smaller rows and biases"
+        )
+
+
 class Values(Mapping[str, Term]):
     """The loss tree's numbers: a mapping from the names L, R1, ..., U3 to `Term`.
 
@@ -170,7 +179,9 @@ class Values(Mapping[str, Term]):
         return self["L"].check is not None
 
     def require(self, tol: float) -> None:
-        """Raise ToleranceError unless error <= tol max(1, |value|) holds at every one of the twelve terms, all finite."""
+        """Raise ToleranceError unless error <= tol max(1, |value|) holds at every one of the twelve terms, all finite, and R1 is
+        not negative beyond its error."""
+        require_divergence(self["R1"].value, self["R1"].error)
         misses = [
             term
             for term in self.values()

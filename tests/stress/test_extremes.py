@@ -12,6 +12,7 @@ import pytest
 
 import elbotree as et
 from elbotree.runtime import spectral
+from elbotree.runtime.values import require_divergence
 from tests.reference.oracle import reference_terms
 from tests.stress.outcomes import SMALL
 
@@ -189,3 +190,10 @@ def test_a_pair_of_series_that_fills_memory_is_refused() -> None:
     """Its plan alone would take gigabytes."""
     with pytest.raises(et.UnsupportedError, match=r"would need [\d,]+ x 65,536 modes"):
         et.evaluate(with_base({"kind": "exponential", "scale": 1.0}, 1e-12), 1e-3)
+
+
+def test_a_divergence_that_rounding_has_made_negative_is_refused() -> None:
+    """As of a tilted posterior at t = 1e18: little is left of <t, E x> - log Z in float64."""
+    require_divergence(-1e-6, 2e-6)
+    with pytest.raises(et.ToleranceError, match=r"R1 = -2 is negative beyond its error 1\.0e-06"):
+        require_divergence(-2.0, 1e-6)
