@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -279,8 +279,12 @@ class Elsewhere:
 
     def forecast(self, law: Handle, block: Block, vectors: bool) -> tuple[float, float]:
         job = Job(version(), law.owner, law.data.key, law.data, block, vectors)
+        watch = _Watch(self._executor, patience())
         try:
-            answer = self._executor.submit(work, job).result()
+            future = self._executor.submit(work, job)
+            while not wait([future], watch.pause).done:
+                watch.look(0)
+            answer = future.result()
         except ElbotreeError:
             raise
         except Exception as error:
@@ -317,14 +321,34 @@ def patience() -> float:
 
 
 def workers_of(executor: Executor) -> int | None:
-    """How many threads the workers have, of an executor that can say so: Dask's, whose workers may come and go."""
+    """How many threads the workers have, of an executor that has a client to ask: Dask's, whose workers may come and go. None of
+    any other; 0 where the client does not find out, for what it is connected to is lost, or does not answer."""
     client = getattr(executor, "_client", None)
     if client is None or not hasattr(client, "nthreads"):
         return None
     try:
-        return int(sum(client.nthreads().values()))
-    except Exception:  # whatever a lost connection raises: the blocks' futures will say so
-        return None
+        return int(sum(client.nthreads(asynchronous=False, callback_timeout=_LOOK).values()))
+    except Exception:  # whatever a lost connection raises
+        return 0
+
+
+class _Watch:
+    """Of an executor that is waited for: raises ExecutorError once it has had no workers for too long."""
+
+    def __init__(self, executor: Executor, patience: float) -> None:
+        self._executor, self._patience = executor, patience
+        self._alone: float | None = None
+        self.pause = min(_QUIET, _LOOK, patience)
+
+    def look(self, answered: int) -> None:
+        now = time.monotonic()
+        if workers_of(self._executor) != 0:
+            self._alone = None
+            return
+        self._alone = now if self._alone is None else self._alone
+        if now - self._alone >= self._patience:
+            reason = TimeoutError(f"it had no worker for {self._patience:g} s; {PATIENCE} sets how long is waited")
+            raise lost(self._executor, reason, answered) from None
 
 
 class _Sent(Generic[Asked, Found]):
@@ -372,9 +396,10 @@ class _Sent(Generic[Asked, Found]):
         future.add_done_callback(self._done.put)
 
     def _taken_back(self) -> tuple[int, Asked] | None:
-        """The last of the blocks that nobody has begun, which is no longer out, with its number; None where all are begun."""
+        """The last of the blocks that nobody has begun, which is no longer out, with its number; None where all are begun. One
+        that is done (a lost connection cancels what is out) is left to be read."""
         for future, number in reversed(self._out.items()):
-            if future.cancel():
+            if not future.done() and future.cancel():
                 del self._out[future]
                 self._owed.pop(number, None)
                 return number, self._waiting.pop(number)
@@ -391,23 +416,17 @@ class _Sent(Generic[Asked, Found]):
     def _awaited(self) -> Future[object]:
         """The next one that is done, with a word where none is for long. Raises ExecutorError where there are no workers."""
         since = told = time.monotonic()
-        alone: float | None = None
+        watch = _Watch(self._executor, self._patience)
         while True:
             try:
-                future = self._done.get(timeout=min(_QUIET, _LOOK, self._patience))
+                future = self._done.get(timeout=watch.pause)
             except queue.Empty:
                 now = time.monotonic()
-                name = type(self._executor).__name__
                 if now - told >= _QUIET:
                     told = now
-                    out, done = len(self._out), self._answered
+                    name, out, done = type(self._executor).__name__, len(self._out), self._answered
                     _log.warning("no answer from %s for %g s; %d are out, %d are done", name, now - since, out, done)
-                alone = None if workers_of(self._executor) != 0 else now if alone is None else alone
-                if alone is not None and now - alone >= self._patience:
-                    reason = TimeoutError(
-                        f"it had no worker for {self._patience:g} s; {PATIENCE} sets how long is waited"
-                    )
-                    raise lost(self._executor, reason, self._answered) from None
+                watch.look(self._answered)
             else:
                 if future in self._out:
                     return future

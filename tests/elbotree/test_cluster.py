@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ class Meanwhile(Executor):
 
     def __init__(self, executor: Executor, n: int, happens: Callable[[], Any]) -> None:
         self.executor, self.left, self.happens = executor, n, happens
+        self._client = executor._client  # type: ignore[attr-defined]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         self.left -= 1
@@ -133,9 +135,18 @@ def _one_worker(folder: Path) -> Iterator[tuple[Any, subprocess.Popen[bytes], su
 
 
 @dask
-def test_a_fit_whose_scheduler_is_killed_goes_on_elsewhere_to_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_fit_whose_scheduler_is_killed_goes_on_elsewhere_to_the_same_bytes(tmp_path: Path, seen: bool) -> None:
+    """Whether the client sees that the connection is lost after the next jobs are submitted, or before."""
     with _one_worker(tmp_path) as (client, scheduler, _):
-        dying = Meanwhile(client.get_executor(), 0, scheduler.kill)
+
+        def kill() -> None:
+            scheduler.kill()
+            scheduler.wait()
+            while seen and client.status == "running":
+                time.sleep(0.01)
+
+        dying = Meanwhile(client.get_executor(), 0, kill)
         with pytest.raises(et.ExecutorError, match="Meanwhile stopped working"):
             training(executor=dying, checkpoint=tmp_path / "state", progress=lambda step: setattr(dying, "left", 2))
     assert list((tmp_path / "state").rglob("cfg.json"))
@@ -150,9 +161,7 @@ def test_a_fit_that_loses_all_its_workers_for_good_ends_and_keeps_its_checkpoint
 ) -> None:
     monkeypatch.setenv("ELBOTREE_WORKER_TIMEOUT", "2")
     with _one_worker(tmp_path) as (client, _, worker):
-        executor = client.get_executor()
-        dying = Meanwhile(executor, 0, worker.kill)
-        dying._client = executor._client  # type: ignore[attr-defined]
+        dying = Meanwhile(client.get_executor(), 0, worker.kill)
         with pytest.raises(et.ExecutorError, match=r"it had no worker for 2 s; ELBOTREE_WORKER_TIMEOUT"):
             training(executor=dying, checkpoint=tmp_path / "state", progress=lambda step: setattr(dying, "left", 2))
     whole, resumed = training(), training(checkpoint=tmp_path / "state", resume=True)

@@ -508,7 +508,7 @@ class Client:
     def __init__(self, *counts: int) -> None:
         self.counts = list(counts)
 
-    def nthreads(self) -> dict[str, int]:
+    def nthreads(self, **how: Any) -> dict[str, int]:
         workers = self.counts.pop(0) if len(self.counts) > 1 else self.counts[0]
         return {f"tcp://worker{i}": 1 for i in range(workers)}
 
@@ -517,7 +517,7 @@ class Deserted(Executor):
     """Jobs wait for workers, of which there are so many, one number after the other."""
 
     def __init__(self, *counts: int) -> None:
-        self._client = Client(*counts)
+        self._client = Client(*counts) if counts else None
         self.held = list[tuple[Future[Any], Job]]()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -532,6 +532,47 @@ def test_work_that_has_no_worker_for_long_is_given_up(monkeypatch: pytest.Monkey
     with pytest.raises(et.ExecutorError, match=r"no worker for 0\.2 s; ELBOTREE_WORKER_TIMEOUT sets .* checkpoint"):
         et.evaluate(problem(), tol=1e-3, executor=deserted)
     assert all(future.cancelled() for future, _ in deserted.held)
+
+
+class Unreachable(Client):
+    """The client of a scheduler that is gone."""
+
+    def nthreads(self, **how: Any) -> dict[str, int]:
+        raise OSError("timed out trying to connect")
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_seconds": 3600}])
+def test_work_whose_scheduler_cannot_be_asked_is_given_up_and_not_made_here(
+    limits: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it waited for without end where its cost is to be found first."""
+    monkeypatch.setattr(executors, "_LOOK", 0.01)
+    monkeypatch.setenv("ELBOTREE_WORKER_TIMEOUT", "0.2")
+    gone = Deserted()
+    gone._client = Unreachable()
+    with pytest.raises(et.ExecutorError, match=r"Deserted stopped working after 0 blocks .*no worker for 0\.2 s"):
+        et.evaluate(problem(), tol=1e-3, executor=gone, **limits)  # type: ignore[arg-type]
+    assert len(gone.held) == (1 if limits else 6)
+
+
+def test_what_a_lost_connection_cancelled_is_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the connection is lost: just before this process would take back what nobody has begun."""
+    lost = Deserted()
+
+    class Losing(Client):
+        def nthreads(self, **how: Any) -> dict[str, int]:
+            for future, _ in lost.held:
+                future.cancel()
+                future.set_running_or_notify_cancel()
+            return super().nthreads()
+
+    lost._client = Losing(1)
+    here = list[object]()
+    monkeypatch.setattr(Workbench, "work", lambda bench, block: here.append(block))
+    with pytest.raises(et.ExecutorError, match=r"Deserted stopped working after 0 blocks .*CancelledError"):
+        et.evaluate(problem(), tol=1e-3, executor=lost)
+    assert len(lost.held) == 6
+    assert not here
 
 
 def test_workers_that_come_back_in_time_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
