@@ -163,7 +163,8 @@ class Tails:
         self.s = np.geomspace(0.05 / self.std, max(top, 60.0 / self.std), 160)
         with np.errstate(over="ignore", invalid="ignore"):
             gained = -np.log(np.maximum(self.s * self._noise * np.sqrt(2 * np.pi), 1.0))
-            self.K = [law.cumulant_generating(sign * v, self.s) + gained for sign in (1.0, -1.0)]
+            K = [law.cumulant_generating(sign * v, self.s) + gained for sign in (1.0, -1.0)]
+        self._sides = [(k[np.isfinite(k)], self.s[np.isfinite(k)]) for k in K]
 
     @staticmethod
     def of_constant() -> Tails:
@@ -171,15 +172,12 @@ class Tails:
         none = np.zeros((1, 0))
         return Tails(LinearLaw(np.zeros(1), none, (), np.zeros((1, 1))), np.zeros(1))
 
-    def bounds(self, log_epsilon: float) -> tuple[float, float]:
-        """(lo, hi), each left with probability at most exp(log_epsilon)."""
+    def bounds(self, log_epsilon: Array) -> tuple[Array, Array]:
+        """(lo, hi), each left with probability at most exp(log_epsilon), for each entry of log_epsilon, (n,)."""
         if self.std == 0.0:
-            return 0.0, 0.0
-        ends = []
-        for K in self.K:
-            q = (K - log_epsilon) / self.s
-            ends.append(float(np.min(q, where=np.isfinite(q), initial=np.inf)))
-        return -ends[1], ends[0]
+            return np.zeros_like(log_epsilon), np.zeros_like(log_epsilon)
+        hi, lo = (np.min((K - log_epsilon[:, None]) / s, axis=1, initial=np.inf) for K, s in self._sides)
+        return -lo, hi
 
 
 @dataclass(frozen=True)

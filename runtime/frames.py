@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from elbotree.runtime import rings
 from elbotree.runtime.characteristic import Lattice, LinearLaw, Tails
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.fourier import Period
@@ -40,21 +41,33 @@ class Coordinate:
     center: float
     sigma: float  # standard deviation of the Gaussian noise in z
     tails: Tails  # of z
-    shift: tuple[float, float]  # least and largest m(beta)
+    shift: Array  # least and largest m(beta) on each of beta's ranges, (2, ranges)
     of_b: bool = False  # whether z is 0, so that c = m(beta)
-    pieces: tuple[tuple[Tails, float], ...] = ()  # tails and means of the linear forms of y that c is one of, if it is
+    # tails and means of the linear forms of y that c is one of, if it is, and the first of beta's ranges where it is that one
+    pieces: tuple[tuple[Tails, float, int], ...] = ()
 
     def bounds(self, log_epsilon: float) -> tuple[float, float]:
         """Where c lives: outside with probability below 2 exp(log_epsilon), where beta is inside its own range.
 
         Two bounds, the better on each side: z and m(beta) at their ends at once, and the worst of the linear pieces.
         """
+        lo, hi = self._bounds(np.array([log_epsilon]))
+        return float(lo[0]), float(hi[0])
+
+    def ranges(self, log_epsilon: float) -> tuple[Array, Array]:
+        """The same for wider and wider ranges of c and beta, the masses outside being those of `rings`."""
+        return self._bounds(log_epsilon - rings.STEPS)
+
+    def _bounds(self, log_epsilon: Array) -> tuple[Array, Array]:
         lo, hi = self.tails.bounds(log_epsilon)
-        lo, hi = self.shift[0] + lo, self.shift[1] + hi
+        lo, hi = self.shift[0, : len(lo)] + lo, self.shift[1, : len(hi)] + hi
         if self.pieces:
-            each = [(mean, tails.bounds(log_epsilon - np.log(len(self.pieces)))) for tails, mean in self.pieces]
-            lo = max(lo, min(mean + ends[0] for mean, ends in each))
-            hi = min(hi, max(mean + ends[1] for mean, ends in each))
+            least, most = np.full_like(lo, np.inf), np.full_like(hi, -np.inf)
+            for tails, mean, first in self.pieces:
+                ends = tails.bounds(log_epsilon[first:] - np.log(len(self.pieces)))
+                least[first:] = np.minimum(least[first:], mean + ends[0])
+                most[first:] = np.maximum(most[first:], mean + ends[1])
+            lo, hi = np.maximum(lo, least), np.minimum(hi, most)
         return lo, hi
 
 
@@ -71,8 +84,12 @@ class Axis:
 
     def travelling(self) -> Axis:
         """The same axis without what only the choice of its range needs."""
-        center = self.coordinate.center
-        return Axis(replace(self.coordinate, tails=Tails.of_constant(), shift=(center, center), pieces=()), self.period)
+        return Axis(
+            replace(
+                self.coordinate, tails=Tails.of_constant(), shift=self.coordinate.center + np.zeros((2, 1)), pieces=()
+            ),
+            self.period,
+        )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from elbotree.runtime import rings
 from elbotree.runtime.characteristic import Lattice, LinearLaw, Tails
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
@@ -93,26 +94,62 @@ class OutputLaw:
     @cached_property
     def _b_range(self) -> tuple[float, float, float]:
         """Where beta lives, (lo, hi), and the log of the mass outside: times psi^2 it is a hundredth of tol."""
-        tails = Tails(self.y, self.u)
-        log_epsilon = np.log(_B_SHARE * self.tol)
-        lo = hi = 0.0
+        log_epsilon = float(np.log(_B_SHARE * self.tol))
         for _ in range(4):
-            lo, hi = tails.bounds(log_epsilon)
+            lo, hi = self._b_rings_at(log_epsilon)
             for pole in self._psi.poles:
-                if self._bbar + lo <= pole <= self._bbar + hi:
+                if self._bbar + lo[0] <= pole <= self._bbar + hi[0]:
                     raise UnsupportedError(
                         f"psi ({self._psi.text}) has a pole at b = {pole:g}, and b = <y, u> + theta has a positive density "
                         "there, so that the expectations of psi diverge; move the threshold or the input away from it"
                     )
-            grid = self._bbar + np.linspace(lo, hi, 129)
-            largest = max(1.0, float(np.max(self._psi_at(grid) ** 2)))
-            wanted = np.log(_B_SHARE * self.tol / largest)
-            if wanted >= log_epsilon - 0.5:
-                break
+            square = float(np.max(self._psi_at(self._bbar + np.linspace(lo[0], hi[0], 129)) ** 2))
+            square = max(
+                square, rings.mean(rings.largest("psi^2", lambda b: self._psi.value(self._bbar + b) ** 2, lo, hi))
+            )
+            wanted = float(np.log(_B_SHARE * self.tol / max(1.0, square)))
+            if wanted >= log_epsilon - 0.5 or not np.isfinite(wanted):
+                break  # or psi grows faster than the tails fall: the error will say so
             log_epsilon = wanted
-        else:  # psi grows faster than the tails fall: the error will say so
-            lo, hi = tails.bounds(log_epsilon)
-        return lo, hi, float(log_epsilon)
+        lo, hi = self._b_rings_at(log_epsilon)
+        return float(lo[0]), float(hi[0]), log_epsilon
+
+    @cached_property
+    def _b_tails(self) -> Tails:
+        return Tails(self.y, self.u)
+
+    def _b_rings_at(self, log_epsilon: float) -> tuple[Array, Array]:
+        return self._b_tails.bounds(log_epsilon - rings.STEPS)
+
+    @cached_property
+    def _b_rings(self) -> tuple[Array, Array]:
+        """Wider and wider ranges of beta, `_b_range` being the first."""
+        return self._b_rings_at(self._b_range[2])
+
+    @cached_property
+    def _b_seen(self) -> tuple[Array, Array, NDArray[np.int64]]:
+        """Where read-outs are looked at to find their ranges: beta, psi there, and where the points of each range begin."""
+        lo, hi = self._b_rings
+        breaks = np.array([x - self._bbar for x in self._psi.breaks])
+        near = np.concatenate([breaks, breaks - 1e-9, breaks + 1e-9])
+        parts = [np.linspace(lo[0], hi[0], 513), *rings.points(lo, hi)[1]]
+        known = np.zeros(len(near), dtype=bool)
+        for k, part in enumerate(parts):
+            here = (near > lo[k]) & (near < hi[k]) & ~known
+            parts[k], known = np.concatenate([part, near[here]]), known | here
+        inside, beta = len(parts[0]), np.concatenate(parts)
+        with np.errstate(all="ignore"):
+            psi = np.array(np.broadcast_to(self._psi.value(self._bbar + beta), beta.shape), dtype=np.float64)
+        psi[:inside] = self._psi_at(self._bbar + beta[:inside])
+        psi[np.isnan(psi)] = np.inf
+        return beta, psi, np.cumsum([0, *map(len, parts[:-1])])
+
+    def beyond(self, g: Callable[[Array], Array]) -> Array:
+        """How large a function of beta that is finite on beta's range is outside it: `rings.largest`."""
+        try:
+            return rings.largest("a function of b", g, *self._b_rings)
+        except UnsupportedError:  # one that looks for itself whether it is finite
+            return np.full(len(rings.STEPS) - 1, np.inf)
 
     @cached_property
     def _transform(self) -> PsiTransform:
@@ -145,14 +182,18 @@ class OutputLaw:
         t = self._transform
         return Lattice(self.y, np.zeros((1, len(self.w))), np.zeros((1, 1), dtype=np.int64), self.u * t.step, t.modes)
 
-    def _of_b(self, g: Callable[[Array], Array]) -> tuple[float, Array, float]:
-        """E[g(b)], E[g(b) (y - ybar)] and an error for the first (times |y - ybar|: for the second)."""
-        integrals, largest, missed = self._transform.integrals(
-            lambda beta: np.broadcast_to(g(self._bbar + beta), beta.shape)
-        )
+    def _of_b(self, g: Callable[[Array], Array]) -> tuple[float, Array, Array, float]:
+        """E[g(b)], E[g(b) (y - ybar)], how large g is outside b's range (`rings.largest`), and an error for the first from inside
+        it (times |y - ybar|: for the second)."""
+
+        def of_beta(beta: Array) -> Array:
+            return np.broadcast_to(g(self._bbar + beta), beta.shape)
+
+        integrals, largest, missed = self._transform.integrals(of_beta)
         X, Y = self._b_lattice.moments(lambda rows, powers: integrals[:1, None, :], 1, 1)
         rounding = 8 * ROUNDOFF * largest * float(self._b_lattice.rounding()[0])
-        return float(X[0, 0].real), Y[0, 0].real, self.b_error * largest + missed + rounding
+        beyond = np.maximum(self.beyond(of_beta), largest)
+        return float(X[0, 0].real), Y[0, 0].real, beyond, missed + rounding
 
     @cached_property
     def f_moments(self) -> tuple[Array, Array, float]:
@@ -160,15 +201,16 @@ class OutputLaw:
         if self.affine is not None:
             law = self.lattice_law
             return law.mean, law.covariance() + np.outer(law.mean, law.mean), 8 * ROUNDOFF
-        one, y_psi, error = self._of_b(self._psi_at)
-        two, _, error2 = self._of_b(lambda b: self._psi_at(b) ** 2)
+        one, y_psi, beyond, error = self._of_b(self._psi.value)
+        two, _, beyond2, error2 = self._of_b(lambda b: self._psi.value(b) ** 2)
         ybar, w = self.y.mean, self.w
         y_psi = y_psi + ybar * one
         first = ybar + w * one
         second = (
             self.y.covariance() + np.outer(ybar, ybar) + np.outer(y_psi, w) + np.outer(w, y_psi) + np.outer(w, w) * two
         )
-        return first, second, max(error, error2) / max(1.0, abs(one), abs(two)) + 8 * ROUNDOFF
+        largest = max(error + self.b_error * rings.mean(beyond), error2 + self.b_error * rings.mean(beyond2))
+        return first, second, largest / max(1.0, abs(one), abs(two)) + 8 * ROUNDOFF
 
     @cached_property
     def f_size(self) -> Array:
@@ -209,14 +251,16 @@ class OutputLaw:
             return Estimate.of(value, 8 * ROUNDOFF * abs(value))
         if not self._b_noisy and self._psi.affine is not None:
             return self._of_b_quadratic(g, along, centre)
-        one, vector, error = self._of_b(g)
+        one, vector, beyond, error = self._of_b(g)
         if along is None:
-            return Estimate.of(one, error)
+            return Estimate.of(one, error + self.b_error * rings.mean(beyond))
         shift = self.y.mean - (0.0 if centre is None else centre)
-        # how large <y, along> is where b leaves its range: 8 standard deviations, or more where features are rare and large
+        # how large <y, along> is where b leaves its ranges: 8 standard deviations, or more where features are rare and large
         tails = Tails(self.y, along)
-        reach = max(8 * tails.std, *np.abs(tails.bounds(self._b_range[2]))) + abs(float(shift @ along))
-        return Estimate.of(float(along @ vector + (shift @ along) * one), error * (1.0 + reach))
+        ends = np.abs(tails.bounds(self._b_range[2] - rings.STEPS)).max(axis=0)
+        reach = 1.0 + np.maximum(8 * tails.std, ends) + abs(float(shift @ along))
+        error = error * float(reach[0]) + self.b_error * rings.mean(beyond * reach[1:])
+        return Estimate.of(float(along @ vector + (shift @ along) * one), error)
 
     def _of_b_quadratic(self, g: Callable[[Array], Array], along: Array | None, centre: Array | None) -> Estimate:
         """of_b without a density of b, for g a polynomial of degree at most 2 (affine psi and its square)."""
@@ -240,31 +284,35 @@ class OutputLaw:
         center = float(row @ law.mean) + bias
         if self.affine is not None:
             sigma = float(np.sqrt(max(0.0, float(row @ law.noise @ row))))
-            return Coordinate(row, 0.0, 0.0, center, sigma, self._tails_of(law, row), (center, center))
+            still = np.full((2, len(rings.STEPS)), center)
+            return Coordinate(row, 0.0, 0.0, center, sigma, self._tails_of(law, row), still)
         theta = float(row @ law.noise @ self.u) / self._var_b if self._b_noisy else 0.0
         v, kappa = row - theta * self.u, float(row @ self.w)
-        lo, hi, _ = self._b_range
-        breaks = np.array([x - self._bbar for x in self._psi.breaks])
-        near = np.concatenate([breaks, breaks - 1e-9, breaks + 1e-9])
-        beta = np.concatenate([np.linspace(lo, hi, 513), near[(near > lo) & (near < hi)]])
-        shift = center + theta * beta + kappa * self._psi_at(self._bbar + beta)
-        ends = float(shift.min()), float(shift.max())
+        beta, psi, starts = self._b_seen
+        shift = center + theta * beta + (kappa * psi if kappa else 0.0)
+        ends = np.stack(
+            [
+                np.minimum.accumulate(np.minimum.reduceat(shift, starts)),
+                np.maximum.accumulate(np.maximum.reduceat(shift, starts)),
+            ]
+        )
         size = float(np.linalg.norm(row)) * float(np.linalg.norm(self._root))
         if self._b_noisy and float(np.linalg.norm(v @ self._root)) <= 1e-13 * size:
             return Coordinate(v, theta, kappa, center, 0.0, Tails.of_constant(), ends, of_b=True)
         sigma = float(np.sqrt(max(0.0, float(v @ law.noise @ v))))
         return Coordinate(v, theta, kappa, center, sigma, self._tails_of(law, v), ends, pieces=self._pieces(row, bias))
 
-    def _pieces(self, row: Array, bias: float) -> tuple[tuple[Tails, float], ...]:
+    def _pieces(self, row: Array, bias: float) -> tuple[tuple[Tails, float, int], ...]:
         """The forms <row + kappa slope u, y> + constant that c is one of where psi is linear on pieces: their tails and
-        means; none for any other psi."""
+        means, and the first of b's ranges that reaches the piece; none for any other psi."""
         out = []
-        lo, hi, _ = self._b_range
+        lo, hi = self._b_rings
         kappa = float(row @ self.w)
         ends = [-np.inf, *self._psi.breaks, np.inf]
         for (a, b), (slope, intercept) in zip(pairwise(ends), self._psi.pieces or (), strict=False):
-            if b > self._bbar + lo and a < self._bbar + hi:
+            reached = (b > self._bbar + lo) & (a < self._bbar + hi)
+            if reached.any():
                 v = row + kappa * slope * self.u
                 mean = float(v @ self.y.mean) + bias + kappa * (intercept + slope * self.layer.threshold)
-                out.append((self._tails_of(self.y, v), mean))
+                out.append((self._tails_of(self.y, v), mean, int(np.argmax(reached))))
         return tuple(out)

@@ -23,6 +23,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from elbotree.runtime import rings
 from elbotree.runtime.characteristic import LinearLaw
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.executors import Crew, Elsewhere, Threads
@@ -46,21 +47,23 @@ _SIDES = 8  # blocks a side, at least, where features suffice
 
 @dataclass(frozen=True)
 class _Range:
-    """Where a coordinate lives, and the mass that may lie outside."""
+    """Where a coordinate lives, `lo` to `hi`, the mass that may lie outside, and the wider ranges beyond (`rings`)."""
 
     coordinate: Coordinate
     lo: float
     hi: float
     outside: float
+    wider: tuple[Array, Array]
 
 
 class Part:
     """What is left of an integrand after its line, on an axis, with its series."""
 
-    def __init__(self, axis: Axis, spectrum: Spectrum, outside: float) -> None:
+    def __init__(self, axis: Axis, spectrum: Spectrum, outside: float, beyond: float) -> None:
         self.axis, self.spectrum = axis, spectrum
         self.size = max(1.0, spectrum.largest)
-        self.tail = 5 * spectrum.largest * outside  # adds to E[r h] per unit of max |h|: its own mass, and aliases
+        self.outside = 5 * outside  # the mass outside, and aliases
+        self.beyond = max(beyond, spectrum.largest)  # how large the function is there, `rings.root`
         self._series: dict[tuple[int, float], Series] = {}
 
     def series(self, sigma: float, tol: float) -> Series:
@@ -164,12 +167,15 @@ class Pairs:
         if key not in self._ranges:
             q = self._encoder[g.feature]
             coordinate = self._law(level).output.coordinate(q.C[g.uses[0]], float(q.bias[g.uses[0]]))
-            size = 1.0
+            size, outside = 1.0, 0.0
             for _ in range(3):
-                outside = _TAIL_SHARE * _tol(level) / size
-                lo, hi = coordinate.bounds(float(np.log(outside)))
-                size = max(size, float(np.abs(finite(_name(g), g.value, np.linspace(lo, hi, 33))).max()))
-            self._ranges[key] = _Range(coordinate, lo, hi, outside)
+                wanted = _TAIL_SHARE * _tol(level) / size
+                if 0.9 * outside <= wanted <= outside:
+                    break
+                outside = wanted
+                wider = coordinate.ranges(float(np.log(outside)))
+                size = max(size, rings.root(rings.largest(_name(g), g.value, *wider)))
+            self._ranges[key] = _Range(coordinate, float(wider[0][0]), float(wider[1][0]), outside, wider)
         return self._ranges[key]
 
     def _would_take(self, g: Integrand, level: int) -> str:
@@ -222,9 +228,10 @@ class Pairs:
             return np.asarray(g.value(c) - slope * (c - middle))
 
         key = (g.feature, g.uses[0], level, little)
+        beyond = rings.root(rings.largest(_name(g), rest, *where.wider))
         axis = self._axes.get(key)
         if axis is not None:
-            return Part(axis, Spectrum(rest, axis.period, 0.1 * tol, _name(g), noise), where.outside)
+            return Part(axis, Spectrum(rest, axis.period, 0.1 * tol, _name(g), noise), where.outside, beyond)
         found = [Spectrum(rest, Period(where.lo, where.hi, 0.0), 0.1 * tol, _name(g), noise)]
         if found[0].cut(sigma, 0.1 * tol).P > _MANY or found[0].cut(sigma, 0.1 * tol).error > tol:
             # not smooth enough at the wrap for so little noise: windows may need fewer modes
@@ -235,7 +242,7 @@ class Pairs:
         axis = self._axes[key] = Axis(where.coordinate, spectrum.period)
         self._numbers[id(axis)] = len(self._travelling)
         self._travelling.append(axis.travelling())
-        return Part(axis, spectrum, where.outside)
+        return Part(axis, spectrum, where.outside, beyond)
 
     # ------------------------------------------------------------------ two functions
 
@@ -266,7 +273,7 @@ class Pairs:
         wide = a.series(of_c, tol / (8 * sharper * b.size)), b.series(of_d, tol / (8 * sharper * a.size))
         check_modes((wide[0].P, wide[1].P))
         need = Need(*wide, 0.5 * tol / sharper)
-        tail = a.tail * b.size + b.tail * a.size + out.b_error * a.size * b.size
+        tail = (a.outside + b.outside + out.b_error) * a.beyond * b.beyond
         pair = self._numbers[id(a.axis)], self._numbers[id(b.axis)]
         return PairTerm(pair, Asked(s, r, 0.5 * tol, need, row, weight), tail, s.error * b.size + r.error * a.size)
 

@@ -26,6 +26,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from elbotree.runtime import rings
 from elbotree.runtime.errors import CostError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, best_spectrum, finite, series_2d
@@ -298,20 +299,21 @@ class SpectralExpectations:
 
     def _level(self, g: Integrand, tol: float) -> tuple[int, float]:
         """Which range of c to expand g on (a level of 0 leaves 0.3 % of tol outside, each further one e^3 less), and the
-        bound on what is outside: 4 max|g| epsilon, the aliases of a period included."""
+        bound on what is outside, the aliases of a period included (see `rings`)."""
         level = 0
         while True:
-            tail = 4 * self._largest(g, level) * float(np.exp(self._log_epsilon(level)))
+            tail = 4 * self._beyond(g, level) * float(np.exp(self._log_epsilon(level)))
             if tail <= 0.5 * tol or level >= 60:
                 return level, tail
-            level += max(1, min(20, int(np.ceil(np.log(2 * tail / tol) / 3))))
+            level += max(1, int(np.ceil(min(20.0, np.log(2 * tail / tol) / 3))))
 
-    def _largest(self, g: Integrand, level: int) -> float:
-        """max |g| on the range of c of a level; remembered for as long as g itself."""
+    def _beyond(self, g: Integrand, level: int) -> float:
+        """How large g is outside the range of c of a level, in the mean, and at least its size inside; remembered for as long as
+        g itself."""
         key = (id(g), level)
         if key not in self._sizes:
-            lo, hi = self._coordinate(g.feature, g.uses[0]).bounds(self._log_epsilon(level))
-            self._sizes[key] = (g, float(np.abs(finite(_name(g), self._value(g), np.linspace(lo, hi, 33))).max()))
+            ranges = self._coordinate(g.feature, g.uses[0]).ranges(self._log_epsilon(level))
+            self._sizes[key] = (g, rings.mean(rings.largest(_name(g), self._value(g), *ranges)))
         return self._sizes[key][1]
 
     def _value(self, g: Integrand) -> Callable[..., Array]:
@@ -399,7 +401,7 @@ class SpectralExpectations:
             return None
 
         def of_b(beta: Array) -> Array:
-            psi = transform.at(beta)
+            psi = transform.psi.value(transform.bbar + beta)
             return finite(_name(g), self._value(g), *(c.center + c.theta * beta + c.kappa * psi for c in coordinates))
 
         return of_b
@@ -410,7 +412,8 @@ class SpectralExpectations:
         assert transform is not None
         integrals, largest, missed = transform.integrals(g)
         frame = FrameOfB(self.output.lattice_law, transform, self.output.u, self.output.w, integrals / largest)
-        return Term(frame, np.array([largest + 0j]), self.output.b_error * largest + missed)
+        beyond = rings.mean(np.maximum(self.output.beyond(g), largest))
+        return Term(frame, np.array([largest + 0j]), self.output.b_error * beyond + missed)
 
     def _term(self, g: Integrand, tol: float) -> Term:
         """g as a sum over the modes of its own coordinates."""
@@ -436,22 +439,19 @@ class SpectralExpectations:
             frame = self._frame([axis], np.arange(int(1.3 * s.P) + 1)[:, None])
             self._singles[id(axis)] = frame
         edge = slice((s.P + 1) // 2, s.P + 1)
-        return Term(frame, s.half(), tail + s.unresolved + self.output.b_error * s.largest, s.dropped, edge, s.P + 1)
+        # b leaves its range where g may be large too
+        tail += self.output.b_error * max(s.largest, self._beyond(g, 0))
+        return Term(frame, s.half(), tail + s.unresolved, s.dropped, edge, s.P + 1)
 
     def _double_term(self, g: Integrand, tol: float) -> Term:
         coordinates = [self._coordinate(g.feature, r) for r in g.uses]
-        log_epsilon = float(np.log(tol / 32))
-        largest = 1.0
-        for _ in range(2):
-            ranges = [c.bounds(log_epsilon - float(np.log(largest))) for c in coordinates]
-            grid = np.meshgrid(*[np.linspace(lo, hi, 17) for lo, hi in ranges], indexing="ij")
-            largest = max(1.0, float(np.abs(finite(_name(g), self._value(g), *grid)).max()))
-        axes = [Axis(c, Period(lo, hi, PADS[1])) for c, (lo, hi) in zip(coordinates, ranges, strict=True)]
+        boxes, outside, largest = rings.boxes(_name(g), self._value(g), coordinates, tol / 32)
+        axes = [Axis(c, Period(lo[0], hi[0], PADS[1])) for c, (lo, hi) in zip(coordinates, boxes, strict=True)]
         V = np.array([c.v for c in coordinates])
         noise = V @ self.output.lattice_law.noise @ V.T
         double = series_2d(self._value(g), [a.period for a in axes], noise, tol / 4, _name(g))
         frame = self._frame(axes, double.modes)
-        beyond = tol / 4 + double.unresolved + self.output.b_error * largest
+        beyond = (8 * outside + self.output.b_error) * largest + double.unresolved
         sizes = np.abs(double.coefficients) * frame.noise
         edge = np.argsort(sizes)[: len(sizes) // 2]
         return Term(frame, double.coefficients, beyond, double.dropped, edge)
@@ -501,7 +501,18 @@ class SpectralExpectations:
                 on_lattices.append((i, g, min(self.tol / (shares[i] * len(gs)), 0.5)))
         for i, term in self._terms(on_lattices, 0):
             values[i], errors[i] = term.value()
+        for i, g in enumerate(gs):
+            errors[i] += self._cancelled(g) if shares[i] else 0.0
         return Estimate(values, errors)
+
+    def _cancelled(self, g: Integrand) -> float:
+        """What rounding leaves uncertain of a tilted posterior's divergence <c, E beta> - Lambda(c) - ..., a difference of numbers
+        as large as c beta, where c is huge; 0 for any other function."""
+        q = self.encoder[g.feature]
+        if q.base is None or not g.label.startswith("K[") or not g.uses:
+            return 0.0
+        ends = np.array(self._coordinate(g.feature, g.uses[0]).bounds(self._log_epsilon(0)))
+        return 8 * ROUNDOFF * float(np.abs(ends * q.base.log_partition(ends, q.parameters["precision"], 1)).max())
 
     def _moment(self, g: Integrand, coefficients: tuple[float, ...]) -> tuple[float, float]:
         """E of a polynomial of degree <= 2 in c, from the first two moments of f."""
@@ -739,7 +750,7 @@ class SpectralExpectations:
         """The digits that ranges and frequencies of these pairs are made for: they cut g times h, however large."""
 
         def size(g: Integrand) -> float:
-            return max(1.0, self._largest(g, 0)) if len(g.uses) == 1 else 1.0
+            return max(1.0, self._beyond(g, 0)) if len(g.uses) == 1 else 1.0
 
         of_g = {j: size(gs[j]) for j in {j for j, _, _ in tasks}}
         of_h = {k: size(hs[k]) for k in {k for _, k, _ in tasks}}

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import fftn
 
+from elbotree.runtime import rings
 from elbotree.runtime.errors import CostError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.fourier import PADS, Period, finite
@@ -56,11 +57,8 @@ def expect_of_three(
     where it would take longer than max_seconds, or more than 2e10 terms.
     """
     coordinates = [output.coordinate(row, 0.0) for row in V]
-    log_epsilon, largest = float(np.log(tol / 64)), 1.0
-    for _ in range(3):  # far enough out that g times the mass outside is nothing
-        ranges = [c.bounds(log_epsilon - float(np.log(largest))) for c in coordinates]
-        grid = np.meshgrid(*[np.linspace(lo, hi, 17) for lo, hi in ranges], indexing="ij")
-        largest = max(1.0, float(np.abs(finite("g", g, *grid)).max()))
+    boxes, epsilon, beyond = rings.boxes("g", g, coordinates, tol / 64)
+    ranges = [(float(lo[0]), float(hi[0])) for lo, hi in boxes]
     rows = np.array([c.v for c in coordinates])
     noise = rows @ output.lattice_law.noise @ rows.T
     found = [([Period(lo, hi, pad) for lo, hi in ranges], pad) for pad in PADS[:2]]
@@ -72,7 +70,7 @@ def expect_of_three(
     values = (series.coefficients @ frame.X).real
     aliases = 2 * float(values.max() - values.min())
     rounding = float(np.abs(series.coefficients[0]) @ frame.rounding)
-    outside = tol / 8 + output.b_error * series.largest
+    outside = 8 * epsilon * beyond + output.b_error * max(series.largest, beyond)
     return Estimate.of(float(values.mean()), series.dropped + aliases + rounding + outside)
 
 

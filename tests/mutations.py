@@ -33,6 +33,7 @@ class Mutation:
     tests: str
 
 
+RING_TESTS = "tests/runtime/test_rings.py"
 RULES, RULE_TESTS = "derivation/rules.py", "tests/derivation/test_rules.py"
 GRADIENT, GRADIENT_TESTS = "derivation/gradient.py", "tests/derivation/test_gradient.py tests/derivation/test_verify.py"
 FAMILIES, FAMILY_TESTS = "derivation/families.py", "tests/derivation/test_families.py"
@@ -523,6 +524,17 @@ MUTATIONS = (
         "values * nodes.psi, values * nodes.psi**2",
         "values, values * nodes.psi**2",
         "tests/runtime/test_psi_transform.py",
+    ),
+    # -- what functions are outside their ranges
+    Mutation("rings.mean", "runtime/rings.py", "float(_MASSES @ M)", "float(M[0])", RING_TESTS),
+    Mutation("rings.pairs", "runtime/pairs.py", "max(beyond, spectrum.largest)", "spectrum.largest", RING_TESTS),
+    Mutation("rings.b", "runtime/spectral.py", "max(s.largest, self._beyond(g, 0))", "s.largest", RING_TESTS),
+    Mutation(
+        "rings.shift",
+        "runtime/output_law.py",
+        "np.maximum.reduceat(shift, starts)",
+        "shift[:1] + 0 * starts",
+        RING_TESTS,
     ),
     # -- the search on points
     Mutation("search.spread", "runtime/search.py", "float((spread * H).sum())", "0.0", SEARCH_TESTS),

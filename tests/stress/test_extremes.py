@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,32 @@ def test_functions_that_take_longer_than_was_allowed_are_refused_with_the_estima
 def test_a_quadrature_that_cannot_be_resolved_ends_soon() -> None:
     with pytest.raises(et.ToleranceError, match=r"not resolved by \d{3},\d{3} panels"):
         et.evaluate(with_base({"kind": "laplace", "scale": 1.0}, 1e-12), 1e-3)
+
+
+@pytest.mark.parametrize("bias", [1e3, 1e6, 1e9, 1e12, 1e15, 1e18])
+@pytest.mark.parametrize(
+    ("base", "beyond"),
+    [
+        (et.Discrete([0.0, 0.5, 1.3], [0.2, 0.3, 0.5]), lambda t: np.log(2.0)),  # all on the last atom
+        (et.Uniform(0.0, 2.0), lambda t: np.log(2 * t) - 1),  # exponential below 2
+    ],
+    ids=["atoms", "uniform"],
+)
+def test_what_rounding_takes_from_the_divergence_of_a_huge_tilt_is_in_its_error(
+    base: et.Prior, beyond: Callable[[float], float], bias: float
+) -> None:
+    layer, p1 = (
+        et.Layer(np.eye(2), np.zeros(2), np.ones(2), "identity"),
+        et.FeatureModel(np.eye(2), [et.Bernoulli(0.2)] * 2, 0.3),
+    )
+    posterior = et.Posterior("tilted", np.zeros((1, 2)), [bias], base=base, precision=0.0)
+    given = et.Problem(layer, p1, et.FeatureModel(np.ones((2, 1)), [base], 0.3), et.Encoder([posterior]))
+    if bias > 1e13:
+        with pytest.raises(et.ToleranceError, match=r"R1 = .* has error \d\.\de\+"):
+            et.evaluate(given, tol=1e-2)
+        return
+    R1 = et.evaluate(given, tol=1e-2)["R1"]
+    assert abs(R1.value - beyond(bias)) <= R1.error <= 1e-14 * bias + 1e-10
 
 
 def test_a_pair_of_series_that_fills_memory_is_refused() -> None:
