@@ -68,6 +68,11 @@ class LinearLaw:
                 keep.append(i)
         return LinearLaw(mean, R[:, keep], tuple(p1.priors[i] for i in keep), noise)
 
+    @cached_property
+    def atomic(self) -> bool:
+        """Whether all sources take finitely many values."""
+        return not any(prior.continuous_weight for prior in self.priors)
+
     def flat(self, b_step: Array, b_modes: int, reach: float) -> tuple[Any, ...]:
         """The sources as flat arrays for the compiled loops: waves (`Prior.waves`) as rotations over k, the rest as tables to
         `reach`."""
@@ -368,19 +373,23 @@ class Lattice:
         noise_steps, noise_b, noise_v = self.steps @ law.noise, self.b_step @ law.noise, direction @ law.noise
         for rows in self.blocks():
             over_n, over_k = self._gaussian(rows)
-            phi, dphi, ddphi = self._factors(rows, 2)
             block = base(rows, 1)[0]
             if self.compiled:
                 count = rows.stop - rows.start
                 by_source = np.empty((count, m), dtype=np.complex128)
                 X, X_dot, by_k_dot = (np.empty(count, dtype=np.complex128) for _ in range(3))
-                self._loops().walk_second_moments(
-                    phi, dphi, ddphi, tau, over_n, self.modes[rows] @ (noise_steps @ direction), over_k,
-                    (noise_b @ direction) * k, self.limits[rows], np.ascontiguousarray(block), by_source, X, X_dot, by_k_dot,
-                )  # fmt: skip
+                over_n_dot, over_k_dot = self.modes[rows] @ (noise_steps @ direction), (noise_b @ direction) * k
+                given = tau, over_n, over_n_dot, over_k, over_k_dot, self.limits[rows], np.ascontiguousarray(block)
+                if self.law.atomic:
+                    t, *_, sources = self._flat(rows)
+                    self._loops().walk_second_moments_of_atoms(t, sources, *given, by_source, X, X_dot, by_k_dot)
+                else:
+                    factors = self._factors(rows, 2)
+                    self._loops().walk_second_moments(*factors, *given, by_source, X, X_dot, by_k_dot)
                 omega = X_dot[:, None] * (self.modes[rows] @ noise_steps) + np.multiply.outer(by_k_dot, noise_b)
                 Z[rows] = -(by_source @ law.loadings.T) + omega + np.multiply.outer(X, noise_v)
                 continue
+            phi, dphi, ddphi = self._factors(rows, 2)
             gauss = np.multiply.outer(over_n, over_k).astype(np.complex128)
             gauss_dot = -gauss * np.add.outer(self.modes[rows] @ (noise_steps @ direction), (noise_b @ direction) * k)
             prefix, prefix_dot = np.empty_like(phi), np.empty_like(phi)

@@ -27,6 +27,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
 
+from elbotree.runtime.blas import one_thread
 from elbotree.runtime.errors import ElbotreeError, ExecutorError, InputError
 from elbotree.runtime.frames import Sums
 from elbotree.runtime.pair_blocks import KEPT_BYTES, Answer, Block, BuiltLaw, LawData, Workbench
@@ -193,6 +194,11 @@ def work(job: Job) -> Answer | Sums | Unknown | tuple[float, float]:
         raise ExecutorError(
             f"a worker has elbotree {version()}, and this process {job.version}; install the same version for both"
         )
+    with one_thread():
+        return _worked(job)
+
+
+def _worked(job: Job) -> Answer | Sums | Unknown | tuple[float, float]:
     law = _law(job)
     if law is None:
         time.sleep(_PAUSE)

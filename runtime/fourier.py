@@ -118,25 +118,27 @@ class Spectrum:
         count = 128
         while count < _FIRST_SAMPLES and period.length > count * noise > 0.0:
             count *= 2
-        values = finite(name, g, period.start + period.length * np.arange(count) / count)
+        both = finite(name, g, np.asarray(period.start + (0.5 * period.length / count) * np.arange(2 * count)))
+        values, between = both[0::2], both[1::2]
         while True:
-            step = period.length / count
-            between = finite(name, g, np.asarray(period.start + step * (np.arange(count) + 0.5)))
             guess = np.convolve(values, _MIDPOINT, mode="valid")
             misfit = np.abs(between[3 : 3 + len(guess)] - guess)
-            finer = np.empty(2 * count)
-            finer[0::2], finer[1::2] = values, between
-            values, count = finer, 2 * count
+            step, values, count = period.length / count, both, 2 * count
             worst, self.largest = float(misfit.max()), float(np.abs(values).max())
             resolved = worst <= max(0.1 * tol, 1e-15 * self.largest)
             if count >= _MAX_SAMPLES or (resolved and self._died_out(values, period, tol)):
                 break
+            between = finite(name, g, np.asarray(period.start + (period.length / count) * (np.arange(count) + 0.5)))
+            both = np.empty(2 * count)
+            both[0::2], both[1::2] = values, between
         self.period, self.tol, self.count = period, tol, count
         # worst misfit, and the sum that the trapezoidal rule misses at most when multiplied by step and density
         self.misfit = (0.0, 0.0) if resolved else (worst, step * float(misfit.sum()))
         raw = self._transformed(values, period, tol)
-        self.p = np.arange(len(raw))
-        self.raw = raw * (-1.0) ** self.p  # samples start half a period before the middle
+        raw[1::2] *= -1.0  # samples start half a period before the middle
+        self.raw = raw
+        self._sizes = 2 * np.abs(raw[::-1])
+        self._squares = np.arange(len(raw) - 1, -1, -1.0) ** 2
 
     @vanishing
     def _transformed(self, values: Array, period: Period, tol: float) -> ComplexArray:
@@ -163,14 +165,17 @@ class Spectrum:
         sigma: standard deviation of the Gaussian noise in c, so that |E e^{i p Delta c}| <= exp(-(p Delta sigma)^2 / 2) and
         the density of c is at most 1 / (sigma sqrt(2 pi)).
         """
-        size = 2 * np.abs(self.raw) * np.exp(-0.5 * np.minimum((self.p * (self.period.delta * sigma)) ** 2, 1400.0))
-        tails = np.append(np.cumsum(size[::-1])[::-1][1:], 0.0)  # tails[P]: what is left out when |p| <= P is kept
-        small = tails <= max(tol, self._floor(self.count))
-        P = min(int(np.argmax(small)), self.count // 2 - 1)
+        factor = -0.5 * (self.period.delta * sigma) ** 2
+        left = np.cumsum(
+            self._sizes * np.exp(np.maximum(factor * self._squares, -700.0))
+        )  # out when the last 1, 2, .. are
+        out = int(np.searchsorted(left, max(tol, self._floor(self.count)), side="right"))  # how many may be
+        P = min(max(len(left) - 1 - out, 0), self.count // 2 - 1)
+        dropped = float(left[len(left) - 2 - P])
         worst, total = self.misfit
         unresolved = min(worst, total / (sigma * np.sqrt(2 * np.pi))) if sigma > 0 else worst
         coefficients = np.concatenate([self.raw[P:0:-1].conj(), self.raw[: P + 1]])
-        return Series(coefficients, float(tails[P]), unresolved, self.largest)
+        return Series(coefficients, dropped, unresolved, self.largest)
 
     def cost(self, sigma: float, tol: float) -> tuple[float, int]:
         """What to choose a period by: first how much is left out, where that is more than tol asks, then modes."""
@@ -181,8 +186,10 @@ class Spectrum:
 def finite(name: str, g: Callable[..., Array], *c: Array) -> Array:
     """g(c), or an error that says where it is not finite."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        values = np.broadcast_to(np.asarray(g(*c), dtype=np.float64), c[0].shape)
-    if not np.all(np.isfinite(values)):
+        values = np.asarray(g(*c), dtype=np.float64)
+    if values.shape != c[0].shape:
+        values = np.broadcast_to(values, c[0].shape)
+    if not np.isfinite(values).all():
         bad = ", ".join(f"{float(x[~np.isfinite(values)][0]):.6g}" for x in c)
         raise UnsupportedError(
             f"{name} is not finite at c = {bad}, which the law of the encoder's parameters reaches; rescale these rows of "

@@ -15,11 +15,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from elbotree.runtime import rings
 from elbotree.runtime.characteristic import Lattice, LinearLaw, Tails
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.fourier import Period
 from elbotree.runtime.psi_transform import PsiTransform
+from elbotree.runtime.rings import STEPS, Ranges
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -46,29 +46,22 @@ class Coordinate:
     # tails and means of the linear forms of y that c is one of, if it is, and the first of beta's ranges where it is that one
     pieces: tuple[tuple[Tails, float, int], ...] = ()
 
-    def bounds(self, log_epsilon: float) -> tuple[float, float]:
-        """Where c lives: outside with probability below 2 exp(log_epsilon), where beta is inside its own range.
+    def ranges(self, log_epsilon: float) -> Ranges:
+        """Where c lives: outside the first with probability below 2 exp(log_epsilon), where beta is inside its own range, and
+        likewise for wider and wider ranges of both, the masses outside being those of `rings`.
 
         Two bounds, the better on each side: z and m(beta) at their ends at once, and the worst of the linear pieces.
         """
-        lo, hi = self._bounds(np.array([log_epsilon]))
-        return float(lo[0]), float(hi[0])
-
-    def ranges(self, log_epsilon: float) -> tuple[Array, Array]:
-        """The same for wider and wider ranges of c and beta, the masses outside being those of `rings`."""
-        return self._bounds(log_epsilon - rings.STEPS)
-
-    def _bounds(self, log_epsilon: Array) -> tuple[Array, Array]:
-        lo, hi = self.tails.bounds(log_epsilon)
-        lo, hi = self.shift[0, : len(lo)] + lo, self.shift[1, : len(hi)] + hi
+        lo, hi = self.tails.bounds(log_epsilon - STEPS)
+        lo, hi = self.shift[0] + lo, self.shift[1] + hi
         if self.pieces:
             least, most = np.full_like(lo, np.inf), np.full_like(hi, -np.inf)
             for tails, mean, first in self.pieces:
-                ends = tails.bounds(log_epsilon[first:] - np.log(len(self.pieces)))
+                ends = tails.bounds(log_epsilon - STEPS[first:] - np.log(len(self.pieces)))
                 least[first:] = np.minimum(least[first:], mean + ends[0])
                 most[first:] = np.maximum(most[first:], mean + ends[1])
             lo, hi = np.maximum(lo, least), np.minimum(hi, most)
-        return lo, hi
+        return Ranges(lo, hi)
 
 
 @dataclass

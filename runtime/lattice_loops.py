@@ -300,6 +300,69 @@ def walk_moments(
                 by_source[q, n, i] = total_re + 1j * total_im
 
 
+@_jit
+def _from_atoms(
+    n: int, t: Any, start: Any, atoms: Any, masses: Any, rotate: Any, lo: Any, hi: Any, re: Any, im: Any, out: Any
+) -> None:
+    """phi, phi' and phi'' of all sources, which are atoms without poles, at mode n: out (3, m, K); re and im (3, K) are scratch."""
+    for i in range(t.shape[1]):
+        re[:] = 0.0
+        im[:] = 0.0
+        for a in range(start[i], start[i + 1]):
+            x = atoms[a]
+            c, s = masses[a] * np.cos(x * t[n, i]), masses[a] * np.sin(x * t[n, i])
+            for k in range(lo, hi):
+                wave = c * rotate[a, 0, k] - s * rotate[a, 1, k]
+                re[0, k] += wave
+                re[2, k] -= x * x * wave
+                im[1, k] += x * wave
+            for k in range(lo, hi):
+                wave = c * rotate[a, 1, k] + s * rotate[a, 0, k]
+                im[0, k] += wave
+                im[2, k] -= x * x * wave
+                re[1, k] -= x * wave
+        for level in range(3):
+            for k in range(lo, hi):
+                out[level, i, k] = re[level, k] + 1j * im[level, k]
+
+
+@_jit
+def _second_moments(
+    n: int, phi: Any, slope: Any, curve: Any, tau: Any, over_n: Any, over_n_dot: Any, over_k: Any, over_k_dot: Any, base: Any,
+    lo: Any, hi: Any, before: Any, before_dot: Any, after: Any, after_dot: Any, by_source: Any, X: Any, X_dot: Any, by_k_dot: Any,
+) -> None:  # fmt: skip
+    """Mode n of `walk_second_moments`, from the factors (m, K) there; before (m + 1, K) and after (K,) with their dual parts are
+    scratch."""
+    m, K = phi.shape
+    half = K // 2
+    for k in range(lo, hi):
+        before[0, k] = over_n[n] * over_k[k]
+        before_dot[0, k] = -before[0, k] * (over_n_dot[n] + over_k_dot[k])
+    for i in range(m):
+        for k in range(lo, hi):
+            before[i + 1, k] = before[i, k] * phi[i, k]
+        for k in range(lo, hi):
+            before_dot[i + 1, k] = before_dot[i, k] * phi[i, k] + before[i, k] * (tau[i] * slope[i, k])
+    total, total_dot, total_k = 0j, 0j, 0j
+    for k in range(lo, hi):
+        after[k], after_dot[k] = base[n, k], 0.0
+        total += base[n, k] * before[m, k]
+        total_dot += base[n, k] * before_dot[m, k]
+        total_k += (np.int64(k) - half) * base[n, k] * before_dot[m, k]
+    X[n], X_dot[n], by_k_dot[n] = total, total_dot, total_k
+    for i in range(m - 1, -1, -1):
+        total = 0j
+        for k in range(lo, hi):
+            left = before[i, k] * slope[i, k]
+            left_dot = before_dot[i, k] * slope[i, k] + before[i, k] * (tau[i] * curve[i, k])
+            total += left_dot * after[k] + left * after_dot[k]
+        by_source[n, i] = total
+        for k in range(lo, hi):
+            after_dot[k] = after_dot[k] * phi[i, k] + after[k] * (tau[i] * slope[i, k])
+        for k in range(lo, hi):
+            after[k] *= phi[i, k]
+
+
 @_entry
 def walk_second_moments(
     phi: Any, slope: Any, curve: Any, tau: Any, over_n: Any, over_n_dot: Any, over_k: Any, over_k_dot: Any, limits: Any,
@@ -312,37 +375,35 @@ def walk_second_moments(
     by_k_dot (N,) = sum_k base (prod phi)_dot, the latter times k.
     """
     m, N, K = phi.shape
-    half = K // 2
     before, before_dot = np.empty((m + 1, K), dtype=np.complex128), np.empty((m + 1, K), dtype=np.complex128)
     after, after_dot = np.empty(K, dtype=np.complex128), np.empty(K, dtype=np.complex128)
     for n in range(N):
-        lo, hi = np.uint64(half - limits[n]), np.uint64(half + limits[n] + 1)
-        for k in range(lo, hi):
-            before[0, k] = over_n[n] * over_k[k]
-            before_dot[0, k] = -before[0, k] * (over_n_dot[n] + over_k_dot[k])
-        for i in range(m):
-            for k in range(lo, hi):
-                before[i + 1, k] = before[i, k] * phi[i, n, k]
-            for k in range(lo, hi):
-                before_dot[i + 1, k] = before_dot[i, k] * phi[i, n, k] + before[i, k] * (tau[i] * slope[i, n, k])
-        total, total_dot, total_k = 0j, 0j, 0j
-        for k in range(lo, hi):
-            after[k], after_dot[k] = base[n, k], 0.0
-            total += base[n, k] * before[m, k]
-            total_dot += base[n, k] * before_dot[m, k]
-            total_k += (np.int64(k) - half) * base[n, k] * before_dot[m, k]
-        X[n], X_dot[n], by_k_dot[n] = total, total_dot, total_k
-        for i in range(m - 1, -1, -1):
-            total = 0j
-            for k in range(lo, hi):
-                left = before[i, k] * slope[i, n, k]
-                left_dot = before_dot[i, k] * slope[i, n, k] + before[i, k] * (tau[i] * curve[i, n, k])
-                total += left_dot * after[k] + left * after_dot[k]
-            by_source[n, i] = total
-            for k in range(lo, hi):
-                after_dot[k] = after_dot[k] * phi[i, n, k] + after[k] * (tau[i] * slope[i, n, k])
-            for k in range(lo, hi):
-                after[k] *= phi[i, n, k]
+        lo, hi = np.uint64(K // 2 - limits[n]), np.uint64(K // 2 + limits[n] + 1)
+        _second_moments(
+            n, phi[:, n], slope[:, n], curve[:, n], tau, over_n, over_n_dot, over_k, over_k_dot, base, lo, hi, before,
+            before_dot, after, after_dot, by_source, X, X_dot, by_k_dot,
+        )  # fmt: skip
+
+
+@_entry
+def walk_second_moments_of_atoms(
+    t: Any, sources: Any, tau: Any, over_n: Any, over_n_dot: Any, over_k: Any, over_k_dot: Any, limits: Any, base: Any,
+    by_source: Any, X: Any, X_dot: Any, by_k_dot: Any,
+) -> None:  # fmt: skip
+    """The same for sources that are atoms without poles (t and sources as in `walk_values`): their factors stay in cache."""
+    start, atoms, masses, _, rotate, _, _, _, _ = sources
+    N, m = t.shape
+    K = over_k.shape[0]
+    factors, re, im = np.empty((3, m, K), dtype=np.complex128), np.empty((3, K)), np.empty((3, K))
+    before, before_dot = np.empty((m + 1, K), dtype=np.complex128), np.empty((m + 1, K), dtype=np.complex128)
+    after, after_dot = np.empty(K, dtype=np.complex128), np.empty(K, dtype=np.complex128)
+    for n in range(N):
+        lo, hi = np.uint64(K // 2 - limits[n]), np.uint64(K // 2 + limits[n] + 1)
+        _from_atoms(n, t, start, atoms, masses, rotate, lo, hi, re, im, factors)
+        _second_moments(
+            n, factors[0], factors[1], factors[2], tau, over_n, over_n_dot, over_k, over_k_dot, base, lo, hi, before,
+            before_dot, after, after_dot, by_source, X, X_dot, by_k_dot,
+        )  # fmt: skip
 
 
 @_entry

@@ -7,7 +7,7 @@ part orthogonal to b's noise and a function of b. Expectations of the encoder's 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +22,7 @@ from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.psi_transform import PsiTransform, finite_psi
 
 Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
 
 _B_SHARE = 0.0002  # of tol, for each cut in b
 
@@ -96,43 +97,41 @@ class OutputLaw:
         """Where beta lives, (lo, hi), and the log of the mass outside: times psi^2 it is a hundredth of tol."""
         log_epsilon = float(np.log(_B_SHARE * self.tol))
         for _ in range(4):
-            lo, hi = self._b_rings_at(log_epsilon)
+            ranges = self._b_ranges_at(log_epsilon)
+            lo, hi = ranges.first
             for pole in self._psi.poles:
-                if self._bbar + lo[0] <= pole <= self._bbar + hi[0]:
+                if self._bbar + lo <= pole <= self._bbar + hi:
                     raise UnsupportedError(
                         f"psi ({self._psi.text}) has a pole at b = {pole:g}, and b = <y, u> + theta has a positive density "
                         "there, so that the expectations of psi diverge; move the threshold or the input away from it"
                     )
-            square = float(np.max(self._psi_at(self._bbar + np.linspace(lo[0], hi[0], 129)) ** 2))
-            square = max(
-                square, rings.mean(rings.largest("psi^2", lambda b: self._psi.value(self._bbar + b) ** 2, lo, hi))
-            )
+            square = float(np.max(self._psi_at(self._bbar + np.linspace(lo, hi, 129)) ** 2))
+            square = max(square, rings.mean(rings.largest("psi^2", partial(self._power, 2), ranges)))
             wanted = float(np.log(_B_SHARE * self.tol / max(1.0, square)))
             if wanted >= log_epsilon - 0.5 or not np.isfinite(wanted):
                 break  # or psi grows faster than the tails fall: the error will say so
             log_epsilon = wanted
-        lo, hi = self._b_rings_at(log_epsilon)
-        return float(lo[0]), float(hi[0]), log_epsilon
+        return *self._b_ranges_at(log_epsilon).first, log_epsilon
 
     @cached_property
     def _b_tails(self) -> Tails:
         return Tails(self.y, self.u)
 
-    def _b_rings_at(self, log_epsilon: float) -> tuple[Array, Array]:
-        return self._b_tails.bounds(log_epsilon - rings.STEPS)
+    def _b_ranges_at(self, log_epsilon: float) -> rings.Ranges:
+        return rings.Ranges(*self._b_tails.bounds(log_epsilon - rings.STEPS))
 
     @cached_property
-    def _b_rings(self) -> tuple[Array, Array]:
+    def _b_ranges(self) -> rings.Ranges:
         """Wider and wider ranges of beta, `_b_range` being the first."""
-        return self._b_rings_at(self._b_range[2])
+        return self._b_ranges_at(self._b_range[2])
 
     @cached_property
     def _b_seen(self) -> tuple[Array, Array, NDArray[np.int64]]:
         """Where read-outs are looked at to find their ranges: beta, psi there, and where the points of each range begin."""
-        lo, hi = self._b_rings
+        lo, hi = self._b_ranges.lo, self._b_ranges.hi
         breaks = np.array([x - self._bbar for x in self._psi.breaks])
         near = np.concatenate([breaks, breaks - 1e-9, breaks + 1e-9])
-        parts = [np.linspace(lo[0], hi[0], 513), *rings.points(lo, hi)[1]]
+        parts = [np.linspace(lo[0], hi[0], 513), *self._b_ranges.between]
         known = np.zeros(len(near), dtype=bool)
         for k, part in enumerate(parts):
             here = (near > lo[k]) & (near < hi[k]) & ~known
@@ -144,10 +143,13 @@ class OutputLaw:
         psi[np.isnan(psi)] = np.inf
         return beta, psi, np.cumsum([0, *map(len, parts[:-1])])
 
+    def _power(self, power: int, beta: Array) -> Array:
+        return np.asarray(self._psi.value(self._bbar + beta) ** power)
+
     def beyond(self, g: Callable[[Array], Array]) -> Array:
         """How large a function of beta that is finite on beta's range is outside it: `rings.largest`."""
         try:
-            return rings.largest("a function of b", g, *self._b_rings)
+            return rings.largest("a function of b", g, self._b_ranges)
         except UnsupportedError:  # one that looks for itself whether it is finite
             return np.full(len(rings.STEPS) - 1, np.inf)
 
@@ -178,9 +180,15 @@ class OutputLaw:
     # ------------------------------------------------------------------ moments
 
     @cached_property
-    def _b_lattice(self) -> Lattice:
+    def _b_law(self) -> tuple[ComplexArray, ComplexArray, float]:
+        """E e^{i k step beta} (K,) and E[(y - ybar) e^{i k step beta}] (K, n2) at the frequencies of b, and the rounding of sums
+        over them, relative to the largest value of what is summed."""
         t = self._transform
-        return Lattice(self.y, np.zeros((1, len(self.w))), np.zeros((1, 1), dtype=np.int64), self.u * t.step, t.modes)
+        k = np.arange(-t.modes, t.modes + 1)[:, None]
+        along = Lattice(self.y, (self.u * t.step)[None, :], k, np.zeros(len(self.w)), 0)
+        phi, vectors = along.moments(lambda rows, powers: np.ones((1, len(k[rows]), 1), dtype=np.complex128), 1, 1)
+        over_k = Lattice(self.y, np.zeros((1, len(self.w))), np.zeros((1, 1), dtype=np.int64), self.u * t.step, t.modes)
+        return phi[0], vectors[0], 8 * ROUNDOFF * float(over_k.rounding()[0])
 
     def _of_b(self, g: Callable[[Array], Array]) -> tuple[float, Array, Array, float]:
         """E[g(b)], E[g(b) (y - ybar)], how large g is outside b's range (`rings.largest`), and an error for the first from inside
@@ -190,10 +198,9 @@ class OutputLaw:
             return np.broadcast_to(g(self._bbar + beta), beta.shape)
 
         integrals, largest, missed = self._transform.integrals(of_beta)
-        X, Y = self._b_lattice.moments(lambda rows, powers: integrals[:1, None, :], 1, 1)
-        rounding = 8 * ROUNDOFF * largest * float(self._b_lattice.rounding()[0])
+        phi, vectors, rounding = self._b_law
         beyond = np.maximum(self.beyond(of_beta), largest)
-        return float(X[0, 0].real), Y[0, 0].real, beyond, missed + rounding
+        return float((integrals[0] @ phi).real), (integrals[0] @ vectors).real, beyond, missed + rounding * largest
 
     @cached_property
     def f_moments(self) -> tuple[Array, Array, float]:
@@ -201,16 +208,20 @@ class OutputLaw:
         if self.affine is not None:
             law = self.lattice_law
             return law.mean, law.covariance() + np.outer(law.mean, law.mean), 8 * ROUNDOFF
-        one, y_psi, beyond, error = self._of_b(self._psi.value)
-        two, _, beyond2, error2 = self._of_b(lambda b: self._psi.value(b) ** 2)
+        transform, (phi, vectors, rounding) = self._transform, self._b_law
+        integrals, _, missed = transform.integrals(np.ones_like)
+        _, one, two = (float(x) for x in (integrals @ phi).real)
+        one_psi, its_square = (self.beyond(partial(self._power, power)) for power in (1, 2))
+        largest = np.array([transform.largest, transform.largest**2])
+        outside = np.maximum(largest, [rings.mean(one_psi), rings.mean(its_square)])
+        error = float((self.b_error * outside + (missed + rounding) * largest).max())
         ybar, w = self.y.mean, self.w
-        y_psi = y_psi + ybar * one
+        y_psi = (integrals[1] @ vectors).real + ybar * one
         first = ybar + w * one
         second = (
             self.y.covariance() + np.outer(ybar, ybar) + np.outer(y_psi, w) + np.outer(w, y_psi) + np.outer(w, w) * two
         )
-        largest = max(error + self.b_error * rings.mean(beyond), error2 + self.b_error * rings.mean(beyond2))
-        return first, second, largest / max(1.0, abs(one), abs(two)) + 8 * ROUNDOFF
+        return first, second, error / max(1.0, abs(one), abs(two)) + 8 * ROUNDOFF
 
     @cached_property
     def f_size(self) -> Array:
@@ -223,10 +234,7 @@ class OutputLaw:
         if self.affine is not None:
             return None
         nodes = self._transform.nodes(1.0, 0.0)
-        k = np.arange(-self._transform.modes, self._transform.modes + 1)[:, None]
-        along = Lattice(self.y, (self.u * self._transform.step)[None, :], k, np.zeros(len(self.w)), 0)
-        phi = along.values(lambda rows, powers: np.ones((1, len(k[rows]), 1), dtype=np.complex128), 1)[0]
-        return nodes.psi, nodes.density(phi) * nodes.weights
+        return nodes.psi, nodes.density(self._b_law[0]) * nodes.weights
 
     def feature_columns(self) -> Array:
         """The directions in which the features of x1 move f when psi(b) is held: A B1, or T A B1 where f = T y + const."""
@@ -306,7 +314,7 @@ class OutputLaw:
         """The forms <row + kappa slope u, y> + constant that c is one of where psi is linear on pieces: their tails and
         means, and the first of b's ranges that reaches the piece; none for any other psi."""
         out = []
-        lo, hi = self._b_rings
+        lo, hi = self._b_ranges.lo, self._b_ranges.hi
         kappa = float(row @ self.w)
         ends = [-np.inf, *self._psi.breaks, np.inf]
         for (a, b), (slope, intercept) in zip(pairwise(ends), self._psi.pieces or (), strict=False):

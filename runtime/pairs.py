@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elbotree.runtime import rings
+from elbotree.runtime.blas import one_thread
 from elbotree.runtime.characteristic import LinearLaw
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.executors import Crew, Elsewhere, Threads
@@ -35,6 +36,7 @@ from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.pair_blocks import KEPT_BYTES, Answer, Asked, Block, LawData, Need, Pair, Workbench, check_modes
 from elbotree.runtime.pair_lattices import BLaw
 from elbotree.runtime.psi_transform import PsiTransform
+from elbotree.runtime.rings import Ranges
 
 Array = NDArray[np.float64]
 
@@ -47,13 +49,13 @@ _SIDES = 8  # blocks a side, at least, where features suffice
 
 @dataclass(frozen=True)
 class _Range:
-    """Where a coordinate lives, `lo` to `hi`, the mass that may lie outside, and the wider ranges beyond (`rings`)."""
+    """Where a coordinate lives, `lo` to `hi`, the mass that may lie outside, and the wider ranges beyond."""
 
     coordinate: Coordinate
     lo: float
     hi: float
     outside: float
-    wider: tuple[Array, Array]
+    wider: Ranges
 
 
 class Part:
@@ -174,8 +176,8 @@ class Pairs:
                     break
                 outside = wanted
                 wider = coordinate.ranges(float(np.log(outside)))
-                size = max(size, rings.root(rings.largest(_name(g), g.value, *wider)))
-            self._ranges[key] = _Range(coordinate, float(wider[0][0]), float(wider[1][0]), outside, wider)
+                size = max(size, rings.root(rings.largest(_name(g), g.value, wider)))
+            self._ranges[key] = _Range(coordinate, *wider.first, outside, wider)
         return self._ranges[key]
 
     def _would_take(self, g: Integrand, level: int) -> str:
@@ -184,7 +186,7 @@ class Pairs:
         modes = 1.0
         for r in g.uses:
             coordinate = out.coordinate(q.C[r], float(q.bias[r]))
-            lo, hi = coordinate.bounds(float(np.log(_TAIL_SHARE * tol)))
+            lo, hi = coordinate.ranges(float(np.log(_TAIL_SHARE * tol))).first
             sigma = max(coordinate.sigma, 1e-6 * (hi - lo))
             modes *= 1 + np.sqrt(-2 * np.log(tol)) / sigma * (hi - lo) / np.pi
         sums = 0.5 * modes**2
@@ -228,17 +230,18 @@ class Pairs:
             return np.asarray(g.value(c) - slope * (c - middle))
 
         key = (g.feature, g.uses[0], level, little)
-        beyond = rings.root(rings.largest(_name(g), rest, *where.wider))
+        beyond = rings.root(rings.largest(_name(g), rest, where.wider))
         axis = self._axes.get(key)
         if axis is not None:
             return Part(axis, Spectrum(rest, axis.period, 0.1 * tol, _name(g), noise), where.outside, beyond)
         found = [Spectrum(rest, Period(where.lo, where.hi, 0.0), 0.1 * tol, _name(g), noise)]
-        if found[0].cut(sigma, 0.1 * tol).P > _MANY or found[0].cut(sigma, 0.1 * tol).error > tol:
+        plain = found[0].cut(sigma, 0.1 * tol)
+        if plain.P > _MANY or plain.error > tol:
             # not smooth enough at the wrap for so little noise: windows may need fewer modes
             found += [
                 Spectrum(rest, Period(where.lo, where.hi, pad), 0.1 * tol, _name(g), noise) for pad in PADS if pad > 0.0
             ]
-        spectrum = min(found, key=lambda made: made.cost(sigma, 0.1 * tol))
+        spectrum = min(found, key=lambda made: made.cost(sigma, 0.1 * tol)) if len(found) > 1 else found[0]
         axis = self._axes[key] = Axis(where.coordinate, spectrum.period)
         self._numbers[id(axis)] = len(self._travelling)
         self._travelling.append(axis.travelling())
@@ -313,7 +316,7 @@ class Pairs:
                 made.append(block)
                 yield self._block(block)
 
-        with self.crew.walk(self._law(level), blocks()) as walk:
+        with one_thread(), self.crew.walk(self._law(level), blocks()) as walk:
             yield ((self._taken(made.popleft(), answer), answer) for answer in walk)
 
     def _taken(self, terms: Sequence[PairTerm], answer: Answer) -> Sequence[PairTerm]:

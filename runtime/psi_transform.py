@@ -110,6 +110,7 @@ class PsiTransform:
         self.psi, self.bbar, self.lo, self.hi, self.modes, self.tol = psi, bbar, lo, hi, modes, tol
         self.step = 2 * np.pi / (hi - lo)
         self._nodes: dict[tuple[int, int], Nodes] = {}
+        self._last: Nodes | None = None  # of `integrals`
         self._grids: dict[tuple[int, int], int] = {}
 
     def at(self, beta: Array) -> Array:
@@ -203,7 +204,11 @@ class PsiTransform:
                 if missed > 1e-6:
                     raise
                 missed *= 100
-        nodes, values = Nodes(beta, weights, self.at(beta), self.frequencies), g(beta)
+        if not (
+            self._last is not None and np.array_equal(beta, self._last.beta)
+        ):  # psi and its square have the same ones
+            self._last = Nodes(beta, weights, self.at(beta), self.frequencies)
+        nodes, values = self._last, g(beta)
         powers = np.stack([values, values * nodes.psi, values * nodes.psi**2])
         return nodes.against(powers), largest, missed * largest
 

@@ -14,6 +14,8 @@ beyond. What functions are at a mass below e^-96 epsilon is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +29,7 @@ Array = NDArray[np.float64]
 class Ranged(Protocol):
     """A coordinate: its ranges, each left with probability at most 2 e^(log_epsilon - step)."""
 
-    def ranges(self, log_epsilon: float) -> tuple[Array, Array]: ...
+    def ranges(self, log_epsilon: float) -> Ranges: ...
 
 
 STEPS: Array = np.array([0.0, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0])
@@ -35,40 +37,63 @@ STEPS: Array = np.array([0.0, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0])
 _MASSES = -np.diff(np.append(np.exp(-STEPS[:-1]), 0.0))
 _INSIDE = np.linspace(0.0, 1.0, 33)
 _ACROSS = np.arange(1, 7) / 6.0  # of the way from one range's end to the next one's
+_STARTS = np.array([0, *range(len(_INSIDE), len(_INSIDE) + 2 * len(_ACROSS) * (len(STEPS) - 1), 2 * len(_ACROSS))])
 
 
-def points(lo: Array, hi: Array) -> tuple[Array, Array]:
-    """Where functions are looked at: inside the first of the ranges, (33,), and between each and the next, (rings, 12)."""
-    sides = [ends[:-1, None] + np.multiply.outer(np.diff(ends), _ACROSS) for ends in (lo, hi)]
-    return lo[0] + (hi[0] - lo[0]) * _INSIDE, np.concatenate(sides, axis=1)
+@dataclass(frozen=True)
+class Ranges:
+    """Wider and wider ranges, each from `lo` to `hi`, (steps,): the first is what functions are expanded on."""
+
+    lo: Array
+    hi: Array
+
+    @property
+    def first(self) -> tuple[float, float]:
+        return float(self.lo[0]), float(self.hi[0])
+
+    @cached_property
+    def inside(self) -> Array:
+        """Where functions are looked at inside the first range, (33,)."""
+        lo, hi = self.first
+        return lo + (hi - lo) * _INSIDE
+
+    @cached_property
+    def between(self) -> Array:
+        """The same between each range and the next, (rings, 12)."""
+        sides = [ends[:-1, None] + (ends[1:] - ends[:-1])[:, None] * _ACROSS for ends in (self.lo, self.hi)]
+        return np.concatenate(sides, axis=1)
+
+    @cached_property
+    def points(self) -> Array:
+        """Both, from the inside out."""
+        return np.concatenate([self.inside, self.between.ravel()])
 
 
-def largest(name: str, g: Callable[[Array], Array], lo: Array, hi: Array) -> Array:
+def largest(name: str, g: Callable[[Array], Array], ranges: Ranges) -> Array:
     """M, (rings,): infinite where g is not finite outside the first range.
 
     Raises UnsupportedError where g is not finite inside it.
     """
-    inside, rings = points(lo, hi)
-    both = np.concatenate([inside, rings.ravel()])
     with np.errstate(all="ignore"):
-        sizes = np.abs(np.broadcast_to(np.asarray(g(both), dtype=np.float64), both.shape))
-    if not np.all(np.isfinite(sizes[: len(inside)])):
-        finite(name, g, inside)
-    outside = np.where(np.isnan(sizes), np.inf, sizes)[len(inside) :].reshape(rings.shape)
-    return np.maximum.accumulate(np.maximum(outside.max(axis=1), sizes[: len(inside)].max()))
+        sizes = np.abs(np.asarray(g(ranges.points), dtype=np.float64))
+        if not np.isfinite(sizes).all():
+            finite(name, g, ranges.inside)
+            sizes = np.where(np.isnan(sizes), np.inf, sizes)
+    if sizes.shape != ranges.points.shape:
+        return np.full(len(_STARTS) - 1, float(sizes))
+    return np.maximum.accumulate(np.maximum.reduceat(sizes, _STARTS))[1:]
 
 
-def largest_on_boxes(name: str, g: Callable[..., Array], ranges: Sequence[tuple[Array, Array]]) -> Array:
+def largest_on_boxes(name: str, g: Callable[..., Array], ranges: Sequence[Ranges]) -> Array:
     """M of a function of several coordinates, (rings,): the ranges are boxes.
 
     Raises UnsupportedError where g is not finite inside the first of them.
     """
     each, steps = [], []
-    for lo, hi in ranges:
-        inside, outer = points(lo, hi)
-        few = np.concatenate([inside[::2], outer[:, 2::3].ravel()])
-        each.append(few)
-        steps.append(np.repeat(np.arange(len(STEPS)), [len(inside[::2]), *[4] * len(outer)]))
+    for one in ranges:
+        inside, outer = one.inside[::2], one.between[:, 2::3]
+        each.append(np.concatenate([inside, outer.ravel()]))
+        steps.append(np.repeat(np.arange(len(STEPS)), [len(inside), *[outer.shape[1]] * len(outer)]))
     grid, step = np.meshgrid(*each, indexing="ij"), np.meshgrid(*steps, indexing="ij")
     ring = np.maximum.reduce(step)
     with np.errstate(all="ignore"):
@@ -81,7 +106,7 @@ def largest_on_boxes(name: str, g: Callable[..., Array], ranges: Sequence[tuple[
 
 def boxes(
     name: str, g: Callable[..., Array], coordinates: Sequence[Ranged], share: float
-) -> tuple[list[tuple[Array, Array]], float, float]:
+) -> tuple[list[Ranges], float, float]:
     """The ranges of coordinates so wide that each leaves share outside, times what g is there in the mean; the probability epsilon
     that they leave; and that mean."""
     size = 1.0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +136,14 @@ class SamplingExpectations(_PointExpectations):
 
     def _chunks(self) -> Iterator[tuple[Array, Array, Array]]:
         """(y, b, f) of the samples, chunk by chunk; the same ones at every call."""
+        return iter([self._only]) if self.samples <= self._rows else self._drawn()
+
+    @cached_property
+    def _only(self) -> tuple[Array, Array, Array]:
+        """The samples where they are one chunk: drawn once."""
+        return next(self._drawn())
+
+    def _drawn(self) -> Iterator[tuple[Array, Array, Array]]:
         rng = np.random.default_rng(self.seed)
         for start in range(0, self.samples, self._rows):
             yield self._at(self.p1.sample(min(self._rows, self.samples - start), rng))

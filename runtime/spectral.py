@@ -36,6 +36,7 @@ from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.pair_blocks import Answer, LawData
 from elbotree.runtime.pairs import Pairs, PairTerm, Task
+from elbotree.runtime.rings import Ranges
 from elbotree.runtime.single_blocks import Single, seconds
 
 Array = NDArray[np.float64]
@@ -224,6 +225,7 @@ class SpectralExpectations:
         self.pairs = Pairs(self.output, encoder, self._compiled, gradient_tol is not None, threads, executor)
         self._coordinates: dict[tuple[int, int], Coordinate] = {}
         self._constants: dict[tuple[int, int], float | None] = {}
+        self._ranges: dict[tuple[int, int, int], Ranges] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
         self._paddings: dict[tuple[int, int, int, int], int] = {}
         self._singles: dict[int, Frame] = {}
@@ -272,8 +274,17 @@ class SpectralExpectations:
     @cached_property
     def _moments(self) -> tuple[Array, Array, float]:
         """E f, E f f^T and their relative error: one lattice of one mode, so that it may as well be good."""
+        return self._finer.f_moments
+
+    @cached_property
+    def _f_size(self) -> Array:
+        """How large f is where tails are cut, (n2,)."""
+        return self._finer.f_size
+
+    @cached_property
+    def _finer(self) -> OutputLaw:
         tol = max(1e-3 * self.tol, 1e-14)
-        return self.output.at(tol).f_moments if tol < self.tol else self.output.f_moments
+        return self.output.at(tol) if tol < self.tol else self.output
 
     # ------------------------------------------------------------------ what needs no encoder
 
@@ -297,6 +308,11 @@ class SpectralExpectations:
             self._coordinates[j, r] = self.output.coordinate(q.C[r], float(q.bias[r]))
         return self._coordinates[j, r]
 
+    def _range(self, j: int, r: int, level: int) -> Ranges:
+        if (j, r, level) not in self._ranges:
+            self._ranges[j, r, level] = self._coordinate(j, r).ranges(self._log_epsilon(level))
+        return self._ranges[j, r, level]
+
     def _level(self, g: Integrand, tol: float) -> tuple[int, float]:
         """Which range of c to expand g on (a level of 0 leaves 0.3 % of tol outside, each further one e^3 less), and the
         bound on what is outside, the aliases of a period included (see `rings`)."""
@@ -312,8 +328,8 @@ class SpectralExpectations:
         g itself."""
         key = (id(g), level)
         if key not in self._sizes:
-            ranges = self._coordinate(g.feature, g.uses[0]).ranges(self._log_epsilon(level))
-            self._sizes[key] = (g, rings.mean(rings.largest(_name(g), self._value(g), *ranges)))
+            ranges = self._range(g.feature, g.uses[0], level)
+            self._sizes[key] = (g, rings.mean(rings.largest(_name(g), self._value(g), ranges)))
         return self._sizes[key][1]
 
     def _value(self, g: Integrand) -> Callable[..., Array]:
@@ -325,7 +341,7 @@ class SpectralExpectations:
     def _axis(self, j: int, r: int, level: int, pad: int) -> Axis:
         key = (j, r, level, pad)
         if key not in self._axes:
-            lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(level))
+            lo, hi = self._range(j, r, level).first
             self._axes[key] = Axis(self._coordinate(j, r), Period(lo, hi, PADS[pad]))
         return self._axes[key]
 
@@ -345,7 +361,7 @@ class SpectralExpectations:
         key = (j, r, level, 0 if enough else -1 if sigma == 0.0 else int(np.floor(np.log(sigma))) + 1000)
         name, noise = _name(g), self._coordinate(j, r).sigma
         if key not in self._paddings:
-            lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(level))
+            lo, hi = self._range(j, r, level).first
             chosen = best_spectrum(self._value(g), lo, hi, sigma, fine, name, noise)
             self._paddings[key] = PADS.index(chosen.period.pad)
             self._spectra[id(g), id(self._axis(j, r, level, self._paddings[key]))] = (g, chosen)
@@ -378,7 +394,7 @@ class SpectralExpectations:
     def _fixed(self, j: int, r: int) -> float | None:
         """The value of a coordinate that does not vary; None for one that does."""
         if (j, r) not in self._constants:
-            lo, hi = self._coordinate(j, r).bounds(self._log_epsilon(0))
+            lo, hi = self._range(j, r, 0).first
             still = hi - lo <= 1e-13 * max(1.0, abs(lo), abs(hi))
             self._constants[j, r] = 0.5 * (lo + hi) if still else None
         return self._constants[j, r]
@@ -446,7 +462,7 @@ class SpectralExpectations:
     def _double_term(self, g: Integrand, tol: float) -> Term:
         coordinates = [self._coordinate(g.feature, r) for r in g.uses]
         boxes, outside, largest = rings.boxes(_name(g), self._value(g), coordinates, tol / 32)
-        axes = [Axis(c, Period(lo[0], hi[0], PADS[1])) for c, (lo, hi) in zip(coordinates, boxes, strict=True)]
+        axes = [Axis(c, Period(*box.first, PADS[1])) for c, box in zip(coordinates, boxes, strict=True)]
         V = np.array([c.v for c in coordinates])
         noise = V @ self.output.lattice_law.noise @ V.T
         double = series_2d(self._value(g), [a.period for a in axes], noise, tol / 4, _name(g))
@@ -511,7 +527,7 @@ class SpectralExpectations:
         q = self.encoder[g.feature]
         if q.base is None or not g.label.startswith("K[") or not g.uses:
             return 0.0
-        ends = np.array(self._coordinate(g.feature, g.uses[0]).bounds(self._log_epsilon(0)))
+        ends = np.array(self._range(g.feature, g.uses[0], 0).first)
         return 8 * ROUNDOFF * float(np.abs(ends * q.base.log_partition(ends, q.parameters["precision"], 1)).max())
 
     def _moment(self, g: Integrand, coefficients: tuple[float, ...]) -> tuple[float, float]:
@@ -521,7 +537,7 @@ class SpectralExpectations:
         row, bias = self._row(g)
         c1 = float(row @ first) + bias
         c2 = float(row @ second @ row) + 2 * bias * float(row @ first) + bias**2
-        size = np.abs(row) @ self.output.f_size + abs(bias)
+        size = np.abs(row) @ self._f_size + abs(bias)
         return g0 + g1 * c1 + g2 * c2, float(relative * (abs(g1) * size + abs(g2) * size**2) + 4 * ROUNDOFF * abs(g0))
 
     def of_c(
@@ -543,7 +559,7 @@ class SpectralExpectations:
         first, second, relative = self._moments
         on_lattices = []
         for i, g in enumerate(gs):
-            weight = 1.0 if importance is None else float(importance[i] @ self.output.f_size)
+            weight = 1.0 if importance is None else float(importance[i] @ self._f_size)
             if weight == 0.0:
                 continue
             coefficients = self._polynomial(g, 1)
@@ -552,14 +568,14 @@ class SpectralExpectations:
                 row, bias = self._row(g)
                 values[i, :n] = (g0 + g1 * bias) * first + g1 * (second @ row)
                 values[i, n] = g0 + g1 * (float(row @ first) + bias)
-                size = abs(g0 + g1 * bias) + abs(g1) * float(np.abs(row) @ self.output.f_size)
-                errors[i] = relative * size * np.append(self.output.f_size, 1.0)
+                size = abs(g0 + g1 * bias) + abs(g1) * float(np.abs(row) @ self._f_size)
+                errors[i] = relative * size * np.append(self._f_size, 1.0)
                 continue
-            scale = max(1.0, float(self.output.f_size.max(initial=0.0)))
+            scale = max(1.0, float(self._f_size.max(initial=0.0)))
             share = max(weight, scale if importance is None else 0.0) * len(gs)
             on_lattices.append((i, g, min(self.tol / share, 0.5)))
         for i, term in self._terms(on_lattices, 1):
-            values[i], errors[i] = term.F(self.output.f_size)
+            values[i], errors[i] = term.F(self._f_size)
         return Estimate(values, errors)
 
     def of_c_F(self, gs: Sequence[Integrand], *, along: Array | None = None, centre: Array | None = None) -> Estimate:
@@ -570,7 +586,7 @@ class SpectralExpectations:
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
         mu = np.zeros(n) if centre is None else centre
         first, second, relative = self._moments
-        offsets, sizes = along @ mu, np.abs(along) @ (self.output.f_size + np.abs(mu))
+        offsets, sizes = along @ mu, np.abs(along) @ (self._f_size + np.abs(mu))
         on_lattices = []
         for i, (g, v) in enumerate(zip(gs, along, strict=True)):
             if not np.any(v):
@@ -580,14 +596,14 @@ class SpectralExpectations:
             if coefficients is not None:
                 values[i, :n] = coefficients[0] * (second @ v - offset * first)
                 values[i, n] = coefficients[0] * (float(first @ v) - offset)
-                errors[i] = relative * abs(coefficients[0]) * size * np.append(self.output.f_size, 1.0)
+                errors[i] = relative * abs(coefficients[0]) * size * np.append(self._f_size, 1.0)
                 continue
-            scale = size * max(1.0, float(self.output.f_size.max(initial=0.0)))
+            scale = size * max(1.0, float(self._f_size.max(initial=0.0)))
             on_lattices.append((i, g, min(self.gradient_tol / (scale * len(gs)), 0.5)))
         for i, term in self._terms(on_lattices, 2, along):
             # first, since it brings the others along
-            along_f, along_error = term.vector(term.frame.f_along(along[i]), sizes[i] * self.output.f_size)
-            plain, error = term.F(self.output.f_size)
+            along_f, along_error = term.vector(term.frame.f_along(along[i]), sizes[i] * self._f_size)
+            plain, error = term.F(self._f_size)
             values[i, :n] = along_f - offsets[i] * plain[:n]
             values[i, n] = float(along[i] @ plain[:n]) - offsets[i] * plain[n]
             errors[i, :n] = along_error + abs(offsets[i]) * error[:n]
@@ -810,7 +826,7 @@ class SpectralExpectations:
         rows_h = rows_g if symmetric else self._F_rows(hs, wanted_h[:, :n])
         first, second, relative = self._moments
         FF = np.block([[second, first[:, None]], [first[None, :], np.ones((1, 1))]])
-        size = np.append(self.output.f_size, 1.0)
+        size = np.append(self._f_size, 1.0)
         return _Lines(on, e, d, rows_g, rows_h, FF, relative * np.multiply.outer(size, size))
 
     def _linear_rows(self, gs: Sequence[Integrand], partners: Sequence[tuple[float, ...] | None]) -> list[Estimate]:
@@ -844,7 +860,7 @@ class SpectralExpectations:
             if c is not None:
                 functionals[k] = self._linear_functional(h, c)
         combined = weights @ functionals
-        size = np.append(self.output.f_size, 1.0)
+        size = np.append(self._f_size, 1.0)
         scale = max(1.0, float(size.max()))
         partners = max(1, len(hs))
         share = self.gradient_tol / (scale * min(float(partners), 3 * partners**0.5))
@@ -863,7 +879,7 @@ class SpectralExpectations:
                     values[i] += done.value[0]
                     errors[i] += done.error[0]
                 elif (both := self._of_one(g, h)) is not None:
-                    value, error = both(tol).F(self.output.f_size)
+                    value, error = both(tol).F(self._f_size)
                     values[i] += weight * value
                     errors[i] += abs(weight) * error
                 else:

@@ -58,10 +58,9 @@ def expect_of_three(
     """
     coordinates = [output.coordinate(row, 0.0) for row in V]
     boxes, epsilon, beyond = rings.boxes("g", g, coordinates, tol / 64)
-    ranges = [(float(lo[0]), float(hi[0])) for lo, hi in boxes]
     rows = np.array([c.v for c in coordinates])
     noise = rows @ output.lattice_law.noise @ rows.T
-    found = [([Period(lo, hi, pad) for lo, hi in ranges], pad) for pad in PADS[:2]]
+    found = [([Period(lo, hi, pad) for lo, hi in (box.first for box in boxes)], pad) for pad in PADS[:2]]
     made = [(periods, _series(g, periods, noise, tol / 8)) for periods, _ in found]
     periods, series = min(made, key=lambda item: (max(item[1].dropped, tol / 4), len(item[1].modes)))
     _check_cost(output, len(series.modes), max_seconds)

@@ -55,7 +55,7 @@ def random_base(made: Lattice) -> tuple[ComplexArray, ComplexArray]:
     return base, np.where(k <= made.limits[:, None], base, 0.0)
 
 
-@pytest.mark.parametrize("priors", [PRIORS, PRIORS[:1], ()])
+@pytest.mark.parametrize("priors", [PRIORS, PRIORS[:1], PRIORS[:2], ()])
 def test_compiled_walk_equals_the_numpy_walk(priors: tuple[Prior, ...]) -> None:
     made = lattice(priors)
     full, inside = random_base(made)

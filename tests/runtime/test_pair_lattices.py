@@ -46,7 +46,7 @@ def pair(law: OutputLaw, scale: float) -> tuple[Axis, Axis]:
     for j in (0, 1):
         row = scale * np.eye(n)[j] + 0.05 * scale * rng.standard_normal(n)
         c = law.coordinate(row, 0.3)
-        axes.append(Axis(c, Period(*c.bounds(np.log(1e-10)), 0.0)))
+        axes.append(Axis(c, Period(*c.ranges(np.log(1e-10)).first, 0.0)))
     return axes[0], axes[1]
 
 
@@ -122,7 +122,7 @@ def several(law: OutputLaw) -> list[PairSum]:
     axes = []
     for j in range(3):
         c = law.coordinate(6.0 * np.eye(n)[j] + 0.3 * rng.standard_normal(n), 0.3)
-        axes.append(Axis(c, Period(*c.bounds(np.log(1e-10)), 0.0)))
+        axes.append(Axis(c, Period(*c.ranges(np.log(1e-10)).first, 0.0)))
     asked = []
     for j, k, P, Q in ((0, 1, 9, 12), (2, 0, 7, 7), (1, 2, 14, 3)):  # axis 0 is sheared
         s, r = (
@@ -162,7 +162,7 @@ def of_many(tol: float, noise: float = 0.15) -> tuple[OutputLaw, Axis, Axis]:
     axes = []
     for row in rows @ np.linalg.inv(law.feature_columns()):
         c = law.coordinate(row, 0.0)
-        axes.append(Axis(c, Period(*c.bounds(np.log(tol)), 0.0)))
+        axes.append(Axis(c, Period(*c.ranges(np.log(tol)).first, 0.0)))
     return law, axes[0], axes[1]
 
 
@@ -223,7 +223,7 @@ def test_a_source_with_zeros_is_never_merged() -> None:
     axes = []
     for row in np.array([[8.0, 0.0, 0.0], [7.0, 0.0, 1.0]]):
         c = law.coordinate(row, 0.0)
-        axes.append(Axis(c, Period(*c.bounds(np.log(1e-9)), 0.0)))
+        axes.append(Axis(c, Period(*c.ranges(np.log(1e-9)).first, 0.0)))
     shared = BLaw(law.lattice_law, law.transform, law.u, law.w, compiled=False)
     coefficients = smooth(6, 6)
     made = PairLattice(shared, axes[0], axes[1], np.abs(coefficients), 1e-7)

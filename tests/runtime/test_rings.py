@@ -16,6 +16,7 @@ import elbotree as et
 from elbotree.runtime import rings
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.integrands import Integrand
+from elbotree.runtime.rings import Ranges
 from elbotree.runtime.spectral import SpectralExpectations
 
 Array = NDArray[np.float64]
@@ -39,7 +40,7 @@ POLE = 9.0
 def test_what_a_normal_variable_has_outside_its_range(g: Callable[[Array], Array], epsilon: float) -> None:
     """Its ranges are exact quantiles here: E[g; outside] <= 2 epsilon mean, and it is not far below where g is smooth."""
     ends = stats.norm.isf(epsilon * np.exp(-rings.STEPS))
-    M = rings.largest("g", g, -ends, ends)
+    M = rings.largest("g", g, Ranges(-ends, ends))
 
     def weighted(c: float) -> float:
         return float(abs(g(np.array(c))) * stats.norm.pdf(c))
@@ -62,9 +63,9 @@ def test_means_of_rings() -> None:
 
 def test_boxes_see_what_one_coordinate_alone_does_not() -> None:
     lo, hi = -1.0 - rings.STEPS, 1.0 + rings.STEPS
-    corner = rings.largest_on_boxes("g", lambda a, b: expit(50 * (a + b - 5.0)), [(lo, hi), (lo, hi)])
+    corner = rings.largest_on_boxes("g", lambda a, b: expit(50 * (a + b - 5.0)), [Ranges(lo, hi)] * 2)
     assert corner[0] == pytest.approx(1.0)  # at (4, 4)
-    assert rings.largest("g", lambda a: expit(50 * (a - 5.0)), lo, hi)[0] < 1e-20
+    assert rings.largest("g", lambda a: expit(50 * (a - 5.0)), Ranges(lo, hi))[0] < 1e-20
 
 
 def engine(
