@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from elbotree.runtime import rings
 from elbotree.runtime.characteristic import Lattice, LinearLaw, Tails
+from elbotree.runtime.enclosures import places
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.frames import ROUNDOFF, Coordinate
@@ -86,6 +87,10 @@ class OutputLaw:
     def _psi_at(self, b: Array) -> Array:
         return finite_psi(self._psi, b)
 
+    def _narrow(self, lo: float, hi: float) -> Array:
+        """Where psi must be looked at for beta from lo to hi."""
+        return places(self._psi, self._bbar + lo, self._bbar + hi) - self._bbar
+
     @property
     def b_error(self) -> float:
         """What the range and the frequencies of b leave out of any E g, in units of max |g|: mass on both sides of the
@@ -105,7 +110,8 @@ class OutputLaw:
                         f"psi ({self._psi.text}) has a pole at b = {pole:g}, and b = <y, u> + theta has a positive density "
                         "there, so that the expectations of psi diverge; move the threshold or the input away from it"
                     )
-            square = float(np.max(self._psi_at(self._bbar + np.linspace(lo, hi, 129)) ** 2))
+            seen = np.append(np.linspace(lo, hi, 129), self._narrow(lo, hi))
+            square = float(np.max(self._psi_at(self._bbar + seen) ** 2))
             square = max(square, rings.mean(rings.largest("psi^2", partial(self._power, 2), ranges)))
             wanted = float(np.log(_B_SHARE * self.tol / max(1.0, square)))
             if wanted >= log_epsilon - 0.5 or not np.isfinite(wanted):
@@ -130,7 +136,8 @@ class OutputLaw:
         """Where read-outs are looked at to find their ranges: beta, psi there, and where the points of each range begin."""
         lo, hi = self._b_ranges.lo, self._b_ranges.hi
         breaks = np.array([x - self._bbar for x in self._psi.breaks])
-        near = np.concatenate([breaks, breaks - 1e-9, breaks + 1e-9])
+        narrow = [self._narrow(float(lo[k]), float(hi[k])) for k in (0, -1)]
+        near = np.concatenate([breaks, breaks - 1e-9, breaks + 1e-9, *narrow])
         parts = [np.linspace(lo[0], hi[0], 513), *self._b_ranges.between]
         known = np.zeros(len(near), dtype=bool)
         for k, part in enumerate(parts):

@@ -24,6 +24,7 @@ from scipy.fft import fft
 from scipy.special import erfc
 
 from elbotree.runtime.activations import Activation
+from elbotree.runtime.enclosures import places
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.quadrature import MOST_TURNS, panels
 
@@ -31,7 +32,6 @@ Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 
-_LONG = 64.0  # of a range of b, against the numbers in psi
 _MOST_POINTS = 1 << 16  # on which a smooth psi is looked at
 _AT_ONCE = 1 << 17  # points whose waves are held at once
 _OF_B = "psi, or a function of an encoder parameter that depends on b alone,"
@@ -123,17 +123,9 @@ class PsiTransform:
         return [b - self.bbar for b in self.psi.breaks if self.lo < b - self.bbar < self.hi]
 
     @cached_property
-    def _ends(self) -> list[float]:
-        """Where panels end: psi's breaks, and, on ranges that are long against 1, the scale of what psi is written in, points ever
-        further from b = 0, so that what psi does there within a small part of the range is seen."""
-        ends = list(self.breaks)
-        if self.hi - self.lo > _LONG:
-            far = 4.0 * 8.0 ** np.arange(
-                1 + np.log(max(abs(self.bbar + self.lo), abs(self.bbar + self.hi))) / np.log(8.0)
-            )
-            marks = np.concatenate([-far[::-1], [0.0], far]) - self.bbar
-            ends += [float(b) for b in marks if self.lo < b < self.hi]
-        return ends
+    def places(self) -> Array:
+        """Where psi must be looked at, in beta."""
+        return places(self.psi, self.bbar + self.lo, self.bbar + self.hi) - self.bbar
 
     @cached_property
     def steepness(self) -> float:
@@ -156,12 +148,8 @@ class PsiTransform:
         return max(1e-300, float(np.abs(self.at(self._looked_at(129))).max()))
 
     def _looked_at(self, count: int) -> Array:
-        """So many points over the range, and on a long one some about b = 0, where psi may be large within little."""
-        grid = self.lo + (self.hi - self.lo) * np.linspace(0.0, 1.0, count)
-        if self.hi - self.lo <= _LONG:
-            return grid
-        near = np.linspace(-4.0, 4.0, 129) - self.bbar
-        return np.concatenate([grid, near[(self.lo < near) & (near < self.hi)]])
+        """So many points over the range, and psi's places."""
+        return np.concatenate([self.lo + (self.hi - self.lo) * np.linspace(0.0, 1.0, count), self.places])
 
     @cached_property
     def frequencies(self) -> Array:
@@ -180,7 +168,15 @@ class PsiTransform:
 
             frequency = float(np.hypot(self.modes * self.step, turn))
             tol = max(0.1 * self.tol, 2e-15 * most * self.largest)  # phases are rounded too
-            beta, weights = panels(self.lo, self.hi, self._ends, frequency, [wave, self._relative, self._power], tol)
+            beta, weights = panels(
+                self.lo,
+                self.hi,
+                self.breaks,
+                frequency,
+                [wave, self._relative, self._power],
+                tol,
+                places=self.places,
+            )
             self._nodes[key] = Nodes(beta, weights, self.at(beta), self.frequencies)
         return self._nodes[key]
 
@@ -198,7 +194,7 @@ class PsiTransform:
         while True:
             try:
                 seen = [scaled, self._relative, self._power]
-                beta, weights = panels(self.lo, self.hi, self._ends, frequency, seen, missed, _OF_B)
+                beta, weights = panels(self.lo, self.hi, self.breaks, frequency, seen, missed, _OF_B, self.places)
                 break
             except UnsupportedError:  # a g that is a quadrature itself has digits enough for less
                 if missed > 1e-6:
@@ -253,7 +249,8 @@ class PsiTransform:
             turn, most = 1.25 ** key[0], 1.25 ** key[1] / self.largest
             fine = 1 << int(np.ceil(np.log2(16 * (self.modes + turn / (2 * np.pi)) + 256)))
             self._grids[key] = 0
-            if fine <= _MOST_POINTS:
+            # what psi does between the points may be all that it does
+            if fine <= _MOST_POINTS and 4 * fine * np.diff(self.places).min(initial=np.inf) >= self.hi - self.lo:
                 x = np.arange(fine) / fine
                 psi = self.at(self.lo + (self.hi - self.lo) * x)
                 window = 0.5 * erfc(6.0 * (np.abs(2 * x - 1) - 0.8) / 0.2)

@@ -21,6 +21,7 @@ from elbotree.runtime.float_range import vanishing
 Array = NDArray[np.float64]
 
 _MAX_PANELS = 400
+_NOWHERE: Array = np.empty(0)
 MOST_TURNS = 4e5  # radians of one integrand: a hundred thousand nodes
 
 
@@ -68,6 +69,30 @@ def _continued(
     return bool(off.max(initial=0.0) <= 1e-3 * max(1.0, float(np.abs(values).max())))
 
 
+@lru_cache(maxsize=64)
+def _barycentric(nodes: int) -> Array:
+    """The weights of the barycentric formula on these nodes, (N,)."""
+    x, w = gauss_legendre(nodes)
+    return np.asarray((-1.0) ** np.arange(nodes) * np.sqrt((1.0 - x**2) * w))
+
+
+@vanishing
+def _met(
+    f: Callable[[Array], Array | NDArray[np.complex128]],
+    values: Array | NDArray[np.complex128],
+    places: Array,
+    z: Array,
+    tol: float,
+) -> bool:
+    """Whether f's values at places inside a panel, at z in (-1, 1), are what its nodes lead to."""
+    if not len(places):
+        return True
+    apart = z[:, None] - gauss_legendre(len(values))[0]
+    shares = _barycentric(len(values)) / np.where(apart == 0.0, 1e-300, apart)
+    off = np.abs((shares @ values) / shares.sum(axis=1) - f(places))
+    return bool(off.max() <= max(1e-10, 100 * tol) * max(1.0, float(np.abs(values).max())))
+
+
 def panels(
     lo: float,
     hi: float,
@@ -76,11 +101,13 @@ def panels(
     resolve: Sequence[Callable[[Array], Array | NDArray[np.complex128]]],
     tol: float,
     what: str = "psi",
+    places: Array = _NOWHERE,
 ) -> tuple[Array, Array]:
     """Nodes and weights on [lo, hi] that integrate every function of `resolve` times e^{i frequency b} to about tol.
 
     breaks: points at which a panel ends. resolve: functions (of node arrays) whose Legendre series must have died
     out on each panel; a panel where one has not is halved, at most 400 panels in all. what: what the message calls them.
+    places: points, ascending, at which they must be what the nodes lead to.
     Raises UnsupportedError when that is not enough (the function is not piecewise smooth at any resolution tried), and for
     frequency (hi - lo) beyond 4e5.
     """
@@ -98,17 +125,21 @@ def panels(
     while todo:
         a, b = todo.pop()
         half = 0.5 * (b - a)
-        z = frequency * half
-        n = int(np.ceil(0.5 * z + 14 + 3 * z ** (1 / 3)))
-        check = n + int(0.5 * z)  # a series dies out only after z terms, twice as many as the rule needs nodes
+        turn = frequency * half
+        n = int(np.ceil(0.5 * turn + 14 + 3 * turn ** (1 / 3)))
+        check = n + int(0.5 * turn)  # a series dies out only after `turn` terms, twice as many as the rule needs nodes
         if check > 600:
             middle = 0.5 * (a + b)
             todo += [(middle, b), (a, middle)]
             continue
         trial = 0.5 * (a + b) + half * gauss_legendre(check)[0]
         inner = np.array([a not in known, b not in known])
+        within = places[np.searchsorted(places, a, side="right") : np.searchsorted(places, b)]
+        z = (within - 0.5 * (a + b)) / half
         if half > 1e-12 * (abs(a) + abs(b)) and not all(
-            _resolved(values := f(trial), check, tol) and _continued(f, values, np.array([a, b]), inner)
+            _resolved(values := f(trial), check, tol)
+            and _continued(f, values, np.array([a, b]), inner)
+            and _met(f, values, within, z, tol)
             for f in resolve
         ):
             count += 1

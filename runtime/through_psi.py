@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 
 from elbotree.runtime.boxes import LEAST_TOL, Window, alias_of, box_estimate, box_probability, lattice, moved_by, saddle
+from elbotree.runtime.enclosures import places
 from elbotree.runtime.errors import ToleranceError, UnsupportedError
 from elbotree.runtime.models import Layer
 from elbotree.runtime.psi_transform import finite_psi
@@ -409,9 +410,10 @@ class _Panels:
             reach = window.low - line.chernoff_quantile(depth), top + line.reflected.chernoff_quantile(depth)
             limits.append((float(kappa), *reach))
         edges = [low, *sorted(x for x in self.psi.breaks if low < x < high), high]
+        narrow = places(self.psi, low, high)
         grids, arcs = [], []
         for a, b in itertools.pairwise(edges):
-            grid = np.linspace(a, b, 4001)
+            grid = np.union1d(np.linspace(a, b, 4001), narrow[(a < narrow) & (narrow < b)])
             seen = finite_psi(self.psi, np.concatenate([[_within(a, b)], grid[1:-1], [_within(b, a)]]))
             moves = np.stack(
                 [np.diff(np.clip(kappa * seen, below, above)) for kappa, below, above in limits] + [-np.diff(grid)]
