@@ -35,6 +35,7 @@ ComplexArray = NDArray[np.complex128]
 _MOST_POINTS = 1 << 16  # on which a smooth psi is looked at
 _AT_ONCE = 1 << 17  # points whose waves are held at once
 _OF_B = "psi, or a function of an encoder parameter that depends on b alone,"
+_BLOCK = 64  # frequencies that are turned together
 _MOST_KEPT = 1 << 21  # waves that are kept for the next rows: 32 MiB
 
 
@@ -77,15 +78,19 @@ class Nodes:
         few = len(self.beta) * len(self.frequencies) <= _MOST_KEPT
         return waves(np.multiply.outer(self.beta, -self.frequencies)) if few else None
 
-    def _turned(self) -> Iterator[tuple[slice, ComplexArray]]:
-        """exp(-i k step beta), some beta at a time."""
-        if self._kept is not None:
-            yield slice(None), self._kept
-            return
-        width = max(1, _AT_ONCE // len(self.frequencies))
+    def _parts(self) -> Iterator[tuple[slice, ComplexArray, ComplexArray]]:
+        """exp(-i k step beta), some beta at a time, as products of two (q, M) and (q, J), k = -modes + m J + j: so few sines."""
+        width = max(1, _AT_ONCE // max(_BLOCK, self._blocks))
+        first, step = self.frequencies[0], self.frequencies[1] - self.frequencies[0]
+        steps = first + step * _BLOCK * np.arange(self._blocks), step * np.arange(_BLOCK)
         for start in range(0, len(self.beta), width):
             part = slice(start, start + width)
-            yield part, waves(np.multiply.outer(self.beta[part], -self.frequencies))
+            outer, inner = (waves(np.multiply.outer(self.beta[part], -step)) for step in steps)
+            yield part, outer, inner
+
+    @property
+    def _blocks(self) -> int:
+        return -(-len(self.frequencies) // _BLOCK)
 
     @property
     def _share(self) -> float:
@@ -94,13 +99,23 @@ class Nodes:
     def against(self, values: Array | ComplexArray) -> ComplexArray:
         """(step / 2 pi) sum_q weight_q values[.., q] exp(-i k step beta_q), (.., K)."""
         weighted = values * (self.weights * self._share)
-        return np.asarray(sum(weighted[..., part] @ turned for part, turned in self._turned()))
+        if self._kept is not None:
+            return np.asarray(weighted @ self._kept)
+        rows = weighted.reshape(-1, len(self.beta))
+        out = np.zeros((len(rows), self._blocks, _BLOCK), dtype=np.complex128)
+        for part, outer, inner in self._parts():
+            for sums, row in zip(out, rows, strict=True):
+                sums += (row[part] * outer.T) @ inner
+        return out.reshape(*values.shape[:-1], -1)[..., : len(self.frequencies)]
 
     def density(self, phi: ComplexArray) -> Array:
         """(step / 2 pi) Re sum_k phi[k] exp(-i k step beta), (Q,): the density of b at the nodes."""
-        parts = [(turned @ phi).real * self._share for _, turned in self._turned()]
-        density: Array = np.concatenate(parts)
-        return density
+        if self._kept is not None:
+            return np.asarray((self._kept @ phi).real * self._share)
+        blocks = np.zeros((self._blocks, _BLOCK), dtype=np.complex128)
+        blocks.flat[: len(phi)] = phi
+        parts = [(outer * (inner @ blocks.T)).sum(axis=1).real * self._share for _, outer, inner in self._parts()]
+        return np.concatenate(parts)
 
 
 class PsiTransform:
