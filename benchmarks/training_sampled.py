@@ -163,7 +163,7 @@ def main() -> None:
     )
     et.generate("relu", families(options.n))  # text of the kernels is made once and kept on disk
     warm = problem(2)
-    et.fit(*warm, 3, families(2), tol=1e-2, iterations=1, starts=1)  # so are the compiled loops
+    et.fit(*warm, 3, families(2), tol=1e-2, iterations=1)  # so are the compiled loops
     started = clocks()
     fit = et.fit(layer, p1, options.n + 1, families(options.n), tol=options.tol)
     ours = clocks() - started

@@ -207,9 +207,10 @@ def fit(
         starts       how many starts, the best of which is kept (`Fit.starts` reports all): the propagated features, or
                      `encoder`; a pursuit of the least Gaussian directions of f(x1), from the rows of `encoder` where one
                      is given; then random encoders, the same ones at each call. Left out, `encoder` alone where it is
-                     given, else the propagated features and, up to nine of them, the best of 74 encoders about them or
-                     at random, which are tried on a few thousand points of f(x1) before the loss is asked; families
-                     that do not live on points have random encoders instead (12 for two features, 1 for nine)
+                     given, else the best of 78 encoders (the propagated features, others about them, random ones, some
+                     with features renewed), which are tried on a few thousand points of f(x1) before the loss is asked:
+                     up to four of them, beyond nine features the propagated one and at most one other; families that do
+                     not live on points have random encoders instead (12 for two features, 1 for nine)
         encoder      where to start instead of the propagated features
         noise_floor  the least sigma2 allowed; left out, a thousandth of the output's root mean square deviation, or less
                      where Gaussian noise of full rank bounds the loss. Where f(x1) has no density on R^n2 the loss is

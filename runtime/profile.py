@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,7 +194,7 @@ class EncoderCoordinates:
             parts += [(q.C @ self.root).ravel(), bias, np.log(np.array([q.parameters[name] for name in names]))]
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def split(self, x: Array) -> list[tuple[Array, Array, Array]]:
+    def split(self, x: NDArray[Any]) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
         """Of each feature its whitened rows (t, n2), biases at E x2 (t,) and logs of its own parameters: views of x."""
         out, at = [], 0
         for q, names in zip(self.template, self.moving, strict=True):

@@ -9,12 +9,16 @@ At N points f_i of f(x1), each of mass 1/N, the profile loss (see `profile`) of 
 
 with qbar = 1/N sum_i q_i and B2 the least squares solution (G + D)^-1 M. Its gradient is the partial one at that B2, sigma2 and
 qbar (envelope theorem): dL/dt_ij = (Cov_q(x, log q/qbar) + dL/ds V + dL/dV kappa_3) / N, and the same with x^2 for log lambda.
-N points tell losses apart to about (standard deviation of the summand) / sqrt N; encoders fit to them fall short of the exact
-best by about (parameters) / (2 N) nats.
 
-One evaluation takes a millisecond where the exact loss takes a tenth of a second, so that many starts can be afforded. The
-minima that count lie near the propagated features, which have to part or to merge, and less often where a random encoder leads;
-`benchmarks.training_default` measures it.
+Two things make points mislead. States of the features that are rare weigh much (a state of probability 0.002 that is missed by a
+length 1 costs 0.1 nats at sigma2 = 0.1), so that random points tell losses apart to no better than 0.02 to 0.04 nats at N = 4,000;
+points of a Sobol sequence, through the quantiles of the priors and of the noise, halve that. And where no point lies a
+posterior may switch as sharply as it likes, and does; the exact loss then starts where it is slow. So a ridge
+3e-4 |row_j|^2 / gain_j^2 is added, gain_j the row of a feature alone in the noise of x1: rows of that size cost nothing.
+
+The minima that count lie near the propagated features, which have to part or to merge, less often where a random encoder leads,
+and often one or two features away from one that is known: the best starts are tried again with one or two features anew.
+`benchmarks.training_default` measures what comes of it.
 """
 
 from __future__ import annotations
@@ -24,11 +28,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.lbfgs import Search, advance
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior
+from elbotree.runtime.priors import Prior
 from elbotree.runtime.profile import EncoderCoordinates, solved
+from elbotree.runtime.search_loops import combined, dots, tilted
 from elbotree.runtime.starts import binned, random_encoder
 
 __all__ = ["MOST_SEARCHED", "TRIED", "Found", "PointLoss", "on_points", "sampled_outputs", "searched"]
@@ -37,14 +44,24 @@ Array = NDArray[np.float64]
 
 _NEAR, _FAR = 0.3, 1.0  # how far a start is moved from the propagated one, in lengths of each row
 _COUNTS = {"near": 6, "far from": 60, "random": 8}  # starts of each kind
-TRIED = 1 + sum(_COUNTS.values())
-MOST_SEARCHED = 9  # features; beyond, the exact loss of one more start costs more than it was seen to gain
-_FIRST, _SECOND = (1000, 15), (4000, 60)  # points and iterations: of all starts, and of the best
+MOST_SEARCHED = 64  # features; beyond, points cost too much
+_FEW = 9  # features up to which several starts go on to the exact loss
+_FIRST, _SECOND, _LAST = (
+    (1024, 15),
+    (4096, 60),
+    (16384, 40),
+)  # points and iterations: of all starts, the best, those left
 _SECOND_ROUND = 8
+_BASES, _RENEWALS, _AGAIN = 3, 25, 20  # starts with features anew, how often, and iterations on the fewest points
+_HOPEFUL = 0.05  # nats above its base within which such a trial goes on to more points
+TRIED = 1 + sum(_COUNTS.values()) + _BASES
+_RIDGE = 3e-4
 _GAIN = 1e-3  # nats that an iteration gains, or a descent ends
 _LEAST = 1e-6  # what a step must promise
 _WORTH = 0.05  # nats above the best within which a start goes on to the exact loss, and how many do
 _MOST = 3
+_CLEAR = 0.1  # nats above the best beyond which not even the propagated start does, with few features
+_SURE = 0.01  # nats by which another start must be better to go on in its place, with many
 _SAME = 2e-3  # nats by which two starts are told apart
 _LOG_PRECISION = 50.0  # bound on log lambda, where the posterior is one point long since
 
@@ -65,64 +82,91 @@ def on_points(encoder: Encoder) -> bool:
 
 
 def sampled_outputs(layer: Layer, p1: FeatureModel, points: int) -> Array:
-    """f(x1) at that many draws of x1, (points, n2), the same ones at every call."""
-    return layer(p1.sample(points, np.random.default_rng(points)))
+    """f(x1) at that many points of x1, (points, n2), the same ones at every call: a Sobol sequence, shifted at random for each
+    number of points, through the quantiles of the priors and of the noise. A power of two balances it best."""
+    from scipy.stats.qmc import Sobol  # takes a third of a second
+
+    rng = np.random.default_rng(points)
+    cube = Sobol(p1.m + p1.n, scramble=False).random_base2(int(np.ceil(np.log2(points))))[:points]
+    cube = np.clip((cube + rng.random(p1.m + p1.n)) % 1.0, 1e-12, 1 - 1e-12)
+    z = np.array([_quantiles(prior, u) for prior, u in zip(p1.priors, cube.T, strict=False)]).reshape(p1.m, points)
+    return np.asarray(layer(z.T @ p1.B.T + p1.offset + p1.noise_std * ndtri(cube[:, p1.m :])))
+
+
+def _quantiles(prior: Prior, u: Array) -> Array:
+    """The quantiles of a prior: of its cdf between 4,001 points and its atoms."""
+    atoms, _ = prior.atoms
+    wide = prior.mean() + float(np.sqrt(prior.variance())) * np.linspace(-12, 12, 4001)
+    x = np.sort(np.concatenate([wide if prior.continuous_weight > 0 else atoms, atoms, np.nextafter(atoms, -np.inf)]))
+    return np.asarray(np.interp(u, np.maximum.accumulate(prior.cdf(x)), x))
 
 
 class PointLoss:
     """The profile loss and its gradient on points f, (N, n2), over the flat vector of `EncoderCoordinates`.
 
-    Sums are taken in one order whatever the number of threads (einsum, not BLAS). Raises InputError for posteriors that do not
+    gains: where given, the ridge 3e-4 |row_j|^2 / gains_j^2 of each feature is added (see `gains`).
+
+    Sums are taken in one order whatever the number of threads (no BLAS). Raises InputError for posteriors that do not
     live on points.
     """
 
-    def __init__(self, f: Array, coordinates: EncoderCoordinates, floor: float) -> None:
+    def __init__(self, f: Array, coordinates: EncoderCoordinates, floor: float, gains: Array | None = None) -> None:
         if not on_points(Encoder(coordinates.template)):
             raise InputError("a loss on points is that of posteriors `bernoulli` and `tilted` alone")
         self.coordinates, self.floor = coordinates, floor
+        self.ridge = np.zeros(len(coordinates.template)) if gains is None else _RIDGE / gains**2
         self.x2 = np.ascontiguousarray((f - f.mean(axis=0)).T)  # (n2, N), as all that follows: points last
         self.white = np.einsum("ba,ai->bi", coordinates.inverse, (f - coordinates.mean).T)
         self.precision = np.array([q.parameters.get("precision", 0.0) for q in coordinates.template])
         values = [_values(q, m) for q, m in zip(coordinates.template, coordinates.middles, strict=True)]
-        self.groups = []  # features with equally many values: which, the values about the middle, their log masses
-        for count in sorted({len(z) for z, _ in values}):
-            which = [j for j, (z, _) in enumerate(values) if len(z) == count]
-            z, log_masses = (np.array([values[j][part] for j in which]) for part in (0, 1))
-            self.groups.append((which, z, log_masses))
+        self.first = np.cumsum([0, *(len(z) for z, _ in values)])
+        self.values, self.log_masses = (np.concatenate([np.zeros(0), *(v[part] for v in values)]) for part in (0, 1))
+        self.features = np.empty((8, len(values), self.x2.shape[1]))
+        sizes = [q.C.size + 1 + len(names) for q, names in zip(coordinates.template, coordinates.moving, strict=True)]
+        places = coordinates.split(
+            np.arange(sum(sizes))
+        )  # where in x the rows are, the biases, and the logs of precisions
+        self.of_rows, self.of_about = (np.array([place[part].ravel() for place in places]) for part in (0, 1))
+        self.moving = np.array([len(place[2]) > 0 for place in places], dtype=bool)
+        self.of_logs = np.concatenate([place[2] for place in places])
 
     def __call__(self, x: Array) -> tuple[float, Array]:
         """The loss in nats and its gradient."""
         n, N = self.x2.shape
-        split = self.coordinates.split(x)
-        t = np.einsum("ai,ja->ji", self.white, np.array([row[0] for row, _, _ in split]))
-        t += np.array([about for _, about, _ in split])
+        rows = x[self.of_rows]
+        t = combined(rows, self.white) + x[self.of_about]
         precision = self.precision.copy()
-        for j, (_, _, logs) in enumerate(split):
-            if len(logs):
-                precision[j] = np.exp(min(float(logs[0]), _LOG_PRECISION))
-        features = np.empty((8, *t.shape))
-        for which, z, log_masses in self.groups:
-            features[:, which] = _of_c(t[which], precision[which], z, log_masses)
-        s, V, K, V_t, K_t, s_l, V_l, K_l = features
+        precision[self.moving] = np.exp(np.minimum(x[self.of_logs], _LOG_PRECISION))
+        tilted(t, precision, self.first, self.values, self.log_masses, self.features)
+        s, V, K, V_t, K_t, s_l, V_l, K_l = self.features
         s = s - s.mean(axis=1, keepdims=True)
         spread = V.mean(axis=1)
-        G = np.einsum("ji,ki->jk", s, s) / N + np.diag(spread)
-        B = solved(G, np.einsum("ji,ai->ja", s, self.x2) / N)  # its rows are the columns of B2
-        missed = self.x2 - np.einsum("ji,ja->ai", s, B)
+        G = dots(s, s) / N + np.diag(spread)
+        B = solved(G, dots(s, self.x2) / N)  # its rows are the columns of B2
+        missed = self.x2 - combined(B.T, s)
         H = (B * B).sum(axis=1)
         residual = float((missed * missed).sum()) / N + float((spread * H).sum())
         variance = max(residual / n, self.floor**2)
         loss = float(K.mean(axis=1).sum()) + 0.5 * n * np.log(2 * np.pi * variance) + residual / (2 * variance)
-        along = np.einsum("ai,ja->ji", missed, B) / -variance  # dL/ds, dL/dV of each point, times N
+        loss += float(self.ridge @ (rows * rows).sum(axis=1))
+        along = combined(B, missed) / -variance  # dL/ds, dL/dV of each point, times N
         H = (H / (2 * variance))[:, None]
         slopes = (K_t + along * V + H * V_t) / N
-        rows, about = np.einsum("ji,ai->ja", slopes, self.white), slopes.sum(axis=1)
+        gradient = np.empty_like(x)
+        gradient[self.of_rows] = dots(slopes, self.white) + 2 * self.ridge[:, None] * rows
+        gradient[self.of_about[:, 0]] = slopes.sum(axis=1)
         own = precision * (K_l + along * s_l + H * V_l).mean(axis=1)
-        parts = [
-            np.concatenate([rows[j], about[j : j + 1], own[j : j + 1] if len(logs) else own[:0]])
-            for j, (_, _, logs) in enumerate(split)
-        ]
-        return float(loss), np.concatenate(parts) if parts else np.zeros(0)
+        gradient[self.of_logs] = own[self.moving]
+        return float(loss), gradient
+
+
+def gains(layer: Layer, p1: FeatureModel, coordinates: EncoderCoordinates) -> Array:
+    """The length of each feature's whitened row were it alone in the noise of x1: 1 / (noise^2 std), noise^2 the mean share of that
+    noise in the variances of x2 (at least 1e-6), std the deviation of the base."""
+    noise = p1.noise_std * coordinates.inverse @ layer.A
+    share = max(float((noise * noise).sum()) / layer.n2, 1e-6)
+    deviations = [0.5 if q.base is None else float(np.sqrt(q.base.variance())) for q in coordinates.template]
+    return 1.0 / (share * np.maximum(deviations, 1e-150))
 
 
 def _values(q: Posterior, middle: float) -> tuple[Array, Array]:
@@ -132,25 +176,6 @@ def _values(q: Posterior, middle: float) -> tuple[Array, Array]:
     assert q.base is not None
     points, masses = (binned(q.base) if q.base.continuous_weight > 0 else q.base).atoms
     return points - middle, np.log(np.maximum(masses, 1e-300))
-
-
-def _of_c(t: Array, precision: Array, z: Array, log_masses: Array) -> Array:
-    """Of k features with as many values each, t (k, N): posterior means s, variances V, K, the slopes of V and K in t (that of s is
-    V), and those of s, V and K in the precision; (8, k, N)."""
-    z = z.T[:, :, None]  # (values, k, 1)
-    log_q = t * z + (log_masses.T[:, :, None] - 0.5 * precision[:, None] * z * z)
-    log_q -= log_q.max(axis=0)
-    q = np.exp(log_q)
-    total = q.sum(axis=0)
-    q /= total
-    divergence = q * (log_q - np.log(total) - np.log(np.maximum(q.mean(axis=2, keepdims=True), 1e-12)))
-    K = divergence.sum(axis=0)
-    m1, m2, m3, m4 = ((q * z**power).sum(axis=0) for power in (1, 2, 3, 4))
-    d1, d2 = ((divergence * z**power).sum(axis=0) for power in (1, 2))
-    V = m2 - m1 * m1
-    s_l, K_l = -0.5 * (m3 - m1 * m2), -0.5 * (d2 - m2 * K)
-    V_l = -0.5 * (m4 - m2 * m2) - 2 * m1 * s_l
-    return np.array([m1, V, K, m3 - 3 * m1 * V - m1**3, d1 - m1 * K, s_l, V_l, K_l])
 
 
 @dataclass(eq=False)
@@ -168,27 +193,77 @@ def searched(
 ) -> tuple[list[Found], list[Found]]:
     """Starts about `encoder`, tried on points: those that are worth the exact loss, best first, and those set aside.
 
-    All are descended a little on few points, the best of them, and `encoder` itself, further on more. Of these, the ones within
-    0.05 nats of the best are worth the exact loss, three at most, no two of one loss.
+    All are descended a little on few points, the best of them, and `encoder` itself, further on more; the best three of these are
+    tried again with one or two features anew. The best of all are descended on most points. Of these, the ones within
+    0.05 nats of the best are worth the exact loss, three at most, no two of one loss, and `encoder`
+    within 0.1 nats. Beyond nine features one start goes on: the best, or `encoder` within 0.01 nats of it.
     """
     coordinates = EncoderCoordinates(encoder, mean, covariance)
-    few, more = (PointLoss(sampled_outputs(layer, p1, points), coordinates, floor) for points, _ in (_FIRST, _SECOND))
+    alone = gains(layer, p1, coordinates)
+    few, more, most = (
+        PointLoss(sampled_outputs(layer, p1, points), coordinates, floor, alone)
+        for points, _ in (_FIRST, _SECOND, _LAST)
+    )
     tried = []
     for name, x in _candidates(encoder, coordinates, mean, covariance):
         tried.append(_Tried(name, *_descended(few, x, _FIRST[1]), _FIRST[0]))
-    ranked = sorted(tried, key=lambda start: start.loss)
+    ranked = sorted(tried, key=_loss)
     going = [
         _Tried(start.name, *_descended(more, start.x, _SECOND[1]), _SECOND[0])
         for start in [*ranked[:_SECOND_ROUND], *(tried[:1] if tried[0] not in ranked[:_SECOND_ROUND] else [])]
     ]
+    ranked = sorted(going, key=_loss)
+    rng = np.random.default_rng(len(coordinates.pack(encoder)))
+    renewed = [_renewed(base, few, more, mean, covariance, rng) for base in ranked[:_BASES]]
+    gained = [start for start, base in zip(renewed, ranked, strict=False) if start.loss < base.loss]
+    left = sorted([*going, *gained], key=_loss)[: 2 * _MOST if len(encoder) <= _FEW else 2]
+    propagated = next(start for start in going if start.name == tried[0].name)
+    last = [
+        _Tried(start.name, *_descended(most, start.x, _LAST[1]), _LAST[0])
+        for start in [*left, *([] if propagated in left else [propagated])]
+    ]
     worth: list[_Tried] = []
-    for start in sorted(going, key=lambda start: start.loss):
+    for start in sorted(last, key=_loss):
         if not worth or (start.loss > worth[-1].loss + _SAME and start.loss < worth[0].loss + _WORTH):
             worth.append(start)
-    worth = worth[:_MOST]
-    further = {start.name: start for start in going}
-    aside = [start for start in (further.get(one.name, one) for one in tried) if start not in worth]
+    first = next(start for start in last if start.name == propagated.name)
+    if len(encoder) > _FEW:
+        worth = [first if first.loss < worth[0].loss + _SURE else worth[0]]
+    elif first not in worth[:_MOST]:
+        worth = [*worth[:_MOST], *([first] if first.loss < worth[0].loss + _CLEAR else [])]
+    else:
+        worth = worth[:_MOST]
+    further = {start.name: start for start in [*going, *renewed, *last]}
+    aside = [start for start in (further.get(one.name, one) for one in [*tried, *renewed]) if start not in worth]
     return _found(worth, coordinates), _found(aside, coordinates)
+
+
+def _loss(start: _Tried) -> float:
+    return start.loss
+
+
+def _renewed(
+    base: _Tried, few: PointLoss, more: PointLoss, mean: Array, covariance: Array, rng: np.random.Generator
+) -> _Tried:
+    """The start after trials in which one or two of its features begin anew as those of a random encoder do: each descended
+    on few points, on more where it comes near what the start has there, and kept where it ends below it."""
+    coordinates = few.coordinates
+    best, there = base, _descended(few, base.x, _AGAIN)[0]
+    template = Encoder(coordinates.template)
+    for number in range(_RENEWALS):
+        x = best.x.copy()
+        other = coordinates.pack(random_encoder(int(rng.integers(1 << 30)), template, mean, covariance))
+        chosen = rng.choice(len(template), size=min(1 + number % 2, len(template)), replace=False)
+        parts, others = coordinates.split(x), coordinates.split(other)
+        for j in chosen:
+            for part, new in zip(parts[j], others[j], strict=True):
+                part[:] = new
+        loss, x = _descended(few, x, _AGAIN)
+        if loss < there + _HOPEFUL:
+            loss, x = _descended(more, x, _SECOND[1])
+            if loss < best.loss - _GAIN:
+                best, there = _Tried(base.name, loss, x, base.points), _descended(few, x, _AGAIN)[0]
+    return _Tried(f"{base.name}, features anew", best.loss, best.x, base.points)
 
 
 def _found(starts: list[_Tried], coordinates: EncoderCoordinates) -> list[Found]:

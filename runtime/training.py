@@ -60,6 +60,7 @@ _COARSE = 1e-3  # the tolerance that every start is trained at first
 _SEEN = 0.1  # of tol, relative to max(1, |L|): what a step must promise to be tried, and gain not to count as a stall
 _TRIED = 12  # iterations that every one of many starts is tried for, and how many of them at least are trained after it
 _TRAINED = 3
+_ASIDE = "set aside on points:"  # how the message of a start begins that is only trained where all others fail
 _PATIENCE = 3  # steps after which L-BFGS knows enough for its promise to be believed
 DEAD = 1e-3  # nats of information about x2 below which a feature is dead
 
@@ -116,8 +117,8 @@ def train(
         rounds: how many legs at one tolerance: after each the learned priors are tried as bases
         starts: how many starts. The first are the propagated features, or `encoder`; the second is a pursuit of
             non-Gaussian directions (see `starts`) from the rows of `encoder`, or from random ones; the others are random.
-            None: `encoder` alone where it is given, else the propagated features, and up to nine of them the best of many
-            encoders about them, tried on points first (see `search`), or where their families do not live on points
+            None: `encoder` alone where it is given, else the propagated features and the best of many encoders about
+            them, tried on points first (see `search`), or beyond 64 features, or where their families do not live on points,
             as many random encoders as `random_starts` says
         encoder: where to start instead of the propagated features
         noise_floor: the least sigma2 allowed; left out, `least_noise`
@@ -186,14 +187,13 @@ def _attempts(
     randoms = 0 if starts is None else starts - 2
     if starts is None and encoder is None:
         if 0 < count <= MOST_SEARCHED and on_points(made[0].encoder):
-            worth, left = searched(layer, p1, made[0].encoder, mean, covariance, floor)
-            made += [Attempt(found.name, found.encoder) for found in worth if found.name != made[0].name]
+            first = made.pop()
+            worth, left = searched(layer, p1, first.encoder, mean, covariance, floor)
+            made = [first] if first.name in [found.name for found in worth] else []
+            made += [Attempt(found.name, found.encoder) for found in worth if found.name != first.name]
             aside = [
-                Attempt(
-                    found.name, found.encoder, message=f"set aside: {found.loss:.4f} nats on {found.points:,} points"
-                )
+                Attempt(found.name, found.encoder, message=f"{_ASIDE} {found.loss:.4f} nats on {found.points:,} points")
                 for found in left
-                if found.name != made[0].name
             ]
         else:
             randoms = random_starts(count)
@@ -375,6 +375,10 @@ class _Run:
             range(len(state.attempts)), key=lambda i: math.inf if (loss := state.attempts[i].loss) is None else loss
         )
         if state.attempts[ranked[0]].loss is None:
+            spare = [i for i, attempt in enumerate(state.attempts) if attempt.message.startswith(_ASIDE)]
+            if spare:
+                state.at = spare[0]
+                return
             raise UnsupportedError(
                 f"the loss cannot be evaluated at any start; at the first, {state.attempts[0].message}; where another start "
                 "could help, give an `encoder`"

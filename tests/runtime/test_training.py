@@ -554,6 +554,25 @@ def test_a_start_that_cannot_be_evaluated_is_passed_over(monkeypatch: pytest.Mon
         train(layer, p1, generate("relu", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2, starts=2)
 
 
+def test_where_no_start_that_points_chose_can_be_evaluated_those_set_aside_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, p1 = relu_problem()
+    whole, refused = ProfileObjective.evaluate, []
+
+    def refusing(self: ProfileObjective, x: np.ndarray):  # type: ignore[no-untyped-def]
+        if self.x0 is x and len(refused) < 5:
+            refused.append(x)
+            _no()
+        return whole(self, x)
+
+    monkeypatch.setattr(ProfileObjective, "evaluate", refusing)
+    fitted = train(layer, p1, generate("relu", "bernoulli"), family="bernoulli", tol=1e-3, iterations=1, starts=None)
+    assert len(refused) == 5
+    assert [start.message.endswith("made for a test") for start in fitted.starts].count(True) == 5
+    assert [start for start in fitted.starts if start.loss is not None] == [fitted.kept]
+
+
 def _no() -> None:
     raise et.UnsupportedError("made for a test")
 
