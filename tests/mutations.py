@@ -538,7 +538,16 @@ MUTATIONS = (
     ),
     # -- the search on points
     Mutation("search.spread", "runtime/search.py", "float((spread * H).sum())", "0.0", SEARCH_TESTS),
-    Mutation("search.third", "runtime/search.py", "m3 - 3 * m1 * V", "m3 - 2 * m1 * V", SEARCH_TESTS),
+    Mutation("search.third", "runtime/search_loops.py", "-3.0 * s * V", "-2.0 * s * V", SEARCH_TESTS),
+    Mutation("search.anew", "runtime/search.py", "if loss < there + _HOPEFUL:", "if loss < there - 9.0:", SEARCH_TESTS),
+    Mutation("search.ridge", "runtime/search.py", "2 * self.ridge[:, None] * rows", "0.0 * rows", SEARCH_TESTS),
+    Mutation(
+        "search.spare",
+        "runtime/training.py",
+        "state.at = spare[0]",
+        "state.at = spare[-1] + 1",
+        "tests/runtime/test_training.py",
+    ),
     Mutation(
         "search.ranking", "runtime/search.py", "ranked[:_SECOND_ROUND], *", "ranked[-_SECOND_ROUND:], *", SEARCH_TESTS
     ),
