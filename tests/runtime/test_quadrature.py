@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, spence
 
 from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.quadrature import gauss_legendre, panels
 
 Array = NDArray[np.float64]
@@ -68,3 +69,15 @@ def test_a_step_between_the_last_node_and_an_end_is_seen() -> None:
     beta, weights = panels(-1.0, 1.0, [], 1500.0, [step], 1e-9)
     with np.errstate(under="ignore"):
         assert weights @ step(beta) == pytest.approx(1 - 1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("frequency", [0.0, 2e-4])
+def test_a_bend_between_a_break_and_the_first_node_is_seen(frequency: float) -> None:
+    """softplus(10 - x) on [0, 4e5], whose integral is 50 + pi^2 / 6 + Li2(-e^-10): no node of a first panel lies below 17."""
+
+    def f(x: Array) -> Array:
+        return 1e-6 * np.logaddexp(0.0, 10.0 - x)
+
+    x, w = panels(0.0, 4e5, [], frequency, [vanishing(f)], 1e-13)
+    exact = 1e-6 * (50 + np.pi**2 / 6 + spence(1 + np.exp(-10.0)))
+    assert vanishing(f)(x) @ w == pytest.approx(exact, abs=1e-10)
