@@ -197,6 +197,7 @@ def fit(
     loss = fitted.values["L"]
     if fitted.bound is not None and (broken := fitted.bound.broken_by(loss.value, loss.error)):
         raise ToleranceError(f"{broken}: its error is estimated too small; give another --tol")
+    fitted.values.require(tol)
 
 
 def _executor(address: str | None) -> contextlib.AbstractContextManager[Executor | None]:

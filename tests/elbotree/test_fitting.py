@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,30 @@ def test_a_fit_whose_loss_dips_below_the_bound_says_so(monkeypatch: pytest.Monke
     done = CliRunner().invoke(main, [*call[:-1], str(tmp_path / "again")])
     assert done.exit_code == 0
     assert "bound: L >= cross-entropy " in done.output
+
+
+def test_a_fit_whose_terms_miss_the_tolerance_is_saved_and_exits_with_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import elbotree.fitting as fitting
+    from elbotree.runtime.estimates import Estimate
+
+    whole = fitting.train
+
+    def unsure(*arguments: Any, **named: Any) -> Any:
+        found = whole(*arguments, **named)
+        return replace(found, terms={**found.terms, "T2": Estimate(found.terms["T2"].value, 0.5)})
+
+    monkeypatch.setattr(fitting, "train", unsure)
+    problem = {
+        "format": "elbotree-problem/1",
+        "layer": {"A": [[1]], "w": [0], "u": [0], "psi": "zero"},
+        "input": {"B": [[1]], "noise_std": 0.2, "priors": [{"kind": "bernoulli", "p": 0.2}]},
+    }
+    (tmp_path / "p.json").write_text(json.dumps(problem))
+    call = ["fit", str(tmp_path / "p.json"), "--tol", "1e-2", "--starts", "1", "--format", "json", "--out"]
+    done = CliRunner().invoke(main, [*call, str(tmp_path / "out")])
+    assert done.exit_code == 3
+    assert re.search(r"error: T2 = \S+ has error 5\.0e-01, above", done.stderr)
+    assert json.loads(done.stdout)["terms"]["T2"]["error"] == 0.5  # told and saved all the same
+    assert et.load(tmp_path / "out").values["T2"].error == 0.5
