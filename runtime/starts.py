@@ -17,6 +17,7 @@ falls out. The expectations are the spectral engine's, one lattice a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ __all__ = [
     "binned",
     "binned_samples",
     "first_encoder",
+    "ordinary_unit",
     "propagated",
     "pursued",
     "random_encoder",
@@ -52,6 +54,7 @@ _PURSUIT_TOL = 1e-3
 _PURSUIT_STEPS = 40
 _ONE_PLACE = 0.95  # the cosine above which two rows count as one
 _TWO_POINTS = 0.3  # by how much kappa_4 may exceed kappa_3^2 - 2, its least value, for a law that counts as two points
+_ORDINARY = 16.0  # deviations within this factor of 1 are kept as they are
 _GAUSSIAN = 0.02  # the J below which a direction counts as Gaussian
 
 
@@ -93,8 +96,15 @@ class Start:
     priors: tuple[Prior, ...]
 
 
+def ordinary_unit(deviation: float) -> float:
+    """A power of two to measure what has this deviation in: 1 where it lies between 1/16 and 16 (or nowhere)."""
+    if not math.isfinite(deviation) or deviation == 0.0 or 1 / _ORDINARY <= deviation <= _ORDINARY:
+        return 1.0
+    return 2.0 ** round(math.log2(deviation))
+
+
 def propagated(layer: Layer, p1: FeatureModel, features: int | None) -> Start:
-    """The features A B1 with their own priors, and one along w whose prior is the law of psi(b).
+    """The features A B1 with their own priors, and one along w whose prior is the law of psi(b), in an ordinary unit.
 
     Fewer `features` than that keeps those that carry the most variance; more adds copies of the strongest ones, turned
     by a fixed small rotation so that they can part.
@@ -104,8 +114,10 @@ def propagated(layer: Layer, p1: FeatureModel, features: int | None) -> Start:
     priors = list(p1.priors)
     psi = law.output.law_of_psi()
     if psi is not None:
-        columns.append(layer.w.copy())
-        priors.append(binned_samples(*psi))
+        along = binned_samples(*psi)
+        unit = ordinary_unit(float(np.sqrt(along.variance())))
+        columns.append(layer.w * unit)
+        priors.append(Discrete(tuple(point / unit for point in along.points), along.masses))
     size = np.array([np.sqrt(p.variance()) * np.linalg.norm(c) for p, c in zip(priors, columns, strict=True)])
     wanted = int(np.sum(size > 0)) if features is None else features
     order = list(np.argsort(-size, kind="stable"))[:wanted]

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ from elbotree.runtime.starts import (
     Start,
     binned,
     first_encoder,
+    ordinary_unit,
     propagated,
     pursued,
     random_encoder,
@@ -130,8 +131,11 @@ def train(
     Raises InputError for unknown families or counts that do not fit, and UnsupportedError where the loss cannot be evaluated
     at a start.
     """
+    unit = _unit(layer, p1)
+    tell = progress and (lambda step: progress(_step_in(unit, layer.n2, step)))
+    layer, encoder = _layer_in(unit, layer), encoder and _encoder_in(unit, encoder)
     mean, covariance = output_moments(layer, p1, tol)
-    floor = least_noise(layer, p1, covariance) if noise_floor is None else noise_floor
+    floor = least_noise(layer, p1, covariance) if noise_floor is None else noise_floor / unit
     state = resume
     if state is None:
         attempts, aside = _attempts(layer, p1, mean, covariance, floor, features, family, prior, starts, encoder)
@@ -139,22 +143,88 @@ def train(
         state = Training(attempts + aside, max(tol, _COARSE), stage="coarse" if few else "trial")
         state.waiting = list(range(1, len(attempts)))
     keep = checkpoint or (lambda state: None)
-    run = _Run(layer, p1, kernels, mean, covariance, floor, tol, iterations, rounds, state, progress, keep, executor)
+    run = _Run(layer, p1, kernels, mean, covariance, floor, tol, iterations, rounds, state, tell, keep, executor)
     while not state.message:
         run.leg()
-    kept = state.attempts[state.at]
-    problem, terms = run.found(kept)
-    message = state.message + _bound(problem, floor, noise_floor is None, layer, p1) + _missed(terms, tol)
+    problem, found = run.found(state.attempts[state.at])
+    terms = _terms_in(unit, layer.n2, found)
+    for sharper in (0.1, 0.003) if unit != 1.0 else ():
+        if _met(terms, tol):
+            break
+        terms = _terms_in(unit, layer.n2, loss_terms(kernels, problem, tol * sharper, executor))
+    bound = _bound(problem, floor, unit, noise_floor is None)
+    attempts = [_attempt_in(unit, layer.n2, attempt) for attempt in state.attempts]
     return Fitted(
-        problem,
+        _problem_in(unit, problem),
         terms,
-        tuple(step for step in state.history if step.start == state.at),
-        message,
-        tuple(state.attempts),
-        kept,
+        tuple(_step_in(unit, layer.n2, step) for step in state.history if step.start == state.at),
+        state.message + bound + _missed(terms, tol),
+        tuple(attempts),
+        attempts[state.at],
         information(kernels, problem, tol),
-        floor,
+        floor * unit,
     )
+
+
+# ------------------------------------------------------------------ units
+#
+# Tolerances are relative to max(1, |value|), and S1, S2, T1, .. have the units of x2 squared: where x2 is a millionth, an error
+# of tol in T2 is a million in L; where it is a million, tol asks for digits that nobody needs. So a run takes x2 in units of a
+# power of two near its deviation, which costs no rounding: with x2 = unit x2', A = unit A', w = unit w', u' = unit u,
+# C' = unit C, and L = L' + n2 log(unit). What is reported is in the units that were given.
+
+
+def _unit(layer: Layer, p1: FeatureModel) -> float:
+    """What x2 is measured in: see `ordinary_unit`."""
+    return ordinary_unit(float(np.sqrt(layer(p1.sample(1000, np.random.default_rng(0))).var(axis=0).mean())))
+
+
+def _layer_in(unit: float, layer: Layer) -> Layer:
+    """The layer whose outputs are measured in `unit`."""
+    return Layer(layer.A / unit, layer.w / unit, layer.u * unit, layer.psi, layer.offset / unit, layer.threshold)
+
+
+def _encoder_in(unit: float, encoder: Encoder) -> Encoder:
+    """The encoder of outputs that are measured in `unit`."""
+    return Encoder([Posterior(q.family, q.C * unit, q.bias, parameters=q.parameters, base=q.base) for q in encoder])
+
+
+def _problem_in(unit: float, problem: Problem) -> Problem:
+    """The problem of outputs in `unit`, in the units that were given."""
+    p2 = problem.model
+    return Problem(
+        _layer_in(1 / unit, problem.layer),
+        problem.input,
+        FeatureModel(unit * p2.B, p2.priors, unit * p2.noise_std, unit * p2.offset),
+        _encoder_in(1 / unit, problem.encoder),
+    )
+
+
+def _terms_in(unit: float, n: int, terms: dict[str, Estimate]) -> dict[str, Estimate]:
+    """The terms of outputs in `unit`, in the units that were given."""
+    return {
+        name: Estimate(np.asarray(_term_in(unit, n, name, term.value)), term.error * _squared(unit, name))
+        for name, term in terms.items()
+    }
+
+
+def _term_in(unit: float, n: int, name: str, value: Array | float) -> Array | float:
+    return value * _squared(unit, name) + (n * math.log(unit) if name in ("L", "R2") else 0.0)
+
+
+def _squared(unit: float, name: str) -> float:
+    """unit^2 for a term that has the units of x2 squared, 1 for the others."""
+    return 1.0 if name in ("L", "R1", "R2", "R3") else unit**2
+
+
+def _attempt_in(unit: float, n: int, attempt: Attempt) -> Attempt:
+    loss = None if attempt.loss is None else attempt.loss + n * math.log(unit)
+    return replace(attempt, encoder=_encoder_in(1 / unit, attempt.encoder), loss=loss)
+
+
+def _step_in(unit: float, n: int, step: Step) -> Step:
+    terms = {name: float(_term_in(unit, n, name, value)) for name, value in step.terms.items()}
+    return replace(step, loss=step.loss + n * math.log(unit), noise_std=step.noise_std * unit, terms=terms)
 
 
 def _attempts(
@@ -518,18 +588,18 @@ def _missed(terms: dict[str, Estimate], tol: float) -> str:
     names = [name for name, term in terms.items() if not _met({name: term}, tol)]
     if not names:
         return ""
-    return f"; tol {tol:g} is missed by {', '.join(names)}: see their errors, and give units in which sigma2 is nearer to 1"
+    return f"; tol {tol:g} is missed by {', '.join(names)}: see their errors"
 
 
-def _bound(problem: Problem, floor: float, own: bool, layer: Layer, p1: FeatureModel) -> str:
+def _bound(problem: Problem, floor: float, unit: float, own: bool) -> str:
     """What the floor of sigma2 has to do with the result."""
     if problem.model.noise_std > floor * 1.0001:
         return ""
-    d = continuous_dimensions(layer, p1)
-    stated = f"sigma2 rests on its floor {floor:.3g}" + (" (give another as `noise_floor`)" if own else "")
-    if d < layer.n2:
+    n, d = problem.layer.n2, continuous_dimensions(problem.layer, problem.input)
+    stated = f"sigma2 rests on its floor {floor * unit:.3g}" + (" (give another as `noise_floor`)" if own else "")
+    if d < n:
         return (
-            f"; f(x1) has mass on sets of dimension {d} in R^{layer.n2}, so that the loss is unbounded below as sigma2 -> 0: "
+            f"; f(x1) has mass on sets of dimension {d} in R^{n}, so that the loss is unbounded below as sigma2 -> 0: "
             f"{stated}"
         )
     return f"; {stated}"

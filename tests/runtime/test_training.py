@@ -18,7 +18,8 @@ from scipy.special import logsumexp
 
 import elbotree as et
 from elbotree.codegen import generate
-from elbotree.runtime.checkpoints import Step
+from elbotree.runtime import encoding
+from elbotree.runtime.checkpoints import Attempt, Step
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal
@@ -26,7 +27,7 @@ from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_
 from elbotree.runtime.spectral import SpectralExpectations
 from elbotree.runtime.starts import binned, binned_samples, pursued, random_encoder
 from elbotree.runtime.storage import MODEL
-from elbotree.runtime.training import _Trial, random_starts, time_left, train
+from elbotree.runtime.training import _Run, _Trial, random_starts, time_left, train
 
 
 def entropy(priors: list[tuple[list[float], list[float]]], std: float) -> float:
@@ -608,14 +609,48 @@ def test_a_step_so_long_that_numbers_overflow_is_shortened() -> None:
     assert _Trial(made)(x) is None
 
 
-def test_terms_that_miss_the_tolerance_are_named() -> None:
-    """Without an error that meets it a fit does not say that it is done to `tol`; sigma2 = 1e-14 is beyond the engine."""
+def test_terms_that_miss_the_tolerance_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an error that meets it a fit does not say that it is done to `tol`."""
     layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
-    p1 = et.FeatureModel(1e-6 * np.eye(2), [Bernoulli(0.3)] * 2, 0.2e-6)
-    fitted = train(layer, p1, generate("identity", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2)
-    missed = [name for name, term in fitted.terms.items() if term.error > 1e-3 * max(1.0, abs(float(term.value)))]
-    assert missed
-    assert f"tol 0.001 is missed by {', '.join(missed)}: " in fitted.message
     p1 = et.FeatureModel(np.eye(2), [Bernoulli(0.3)] * 2, 0.2)
-    met = train(layer, p1, generate("identity", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2)
+    kernels = generate("identity", "bernoulli")
+    met = train(layer, p1, kernels, family="bernoulli", tol=1e-3, iterations=2)
     assert "missed" not in met.message
+    whole = _Run.found
+
+    def unsure(self: _Run, attempt: Attempt) -> tuple[et.Problem, dict[str, Estimate]]:
+        problem, terms = whole(self, attempt)
+        return problem, {**terms, "R3": Estimate.of(1.0, 0.1), "U1": Estimate.of(1.0, 0.1)}
+
+    monkeypatch.setattr(_Run, "found", unsure)
+    missed = train(layer, p1, kernels, family="bernoulli", tol=1e-3, iterations=2)
+    assert "tol 0.001 is missed by R3, U1: see their errors" in missed.message
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 1e-3, 1e3, 2.0**20])
+def test_units_of_x2_do_not_matter(scale: float) -> None:
+    """Twelve terms, history, starts, encoder and model in the units that were given, all within tol; they missed it by far."""
+    layer = et.Layer(np.eye(2), [0.5, -0.3], [0.4, 0.6], "relu")
+    B, priors = np.array([[1.0, 0.3], [0.0, 0.9]]), [Bernoulli(0.3), Bernoulli(0.2)]
+    kernels, steps = generate("relu", "tilted"), []
+    one = train(layer, et.FeatureModel(B, priors, 0.2), kernels, tol=1e-3)
+    p1 = et.FeatureModel(scale * B, priors, 0.2 * scale, offset=[0.0, 0.0])
+    fitted = train(layer, p1, kernels, tol=1e-3, progress=steps.append)
+    moved = 2 * np.log(scale)
+    assert fitted.terms["L"].value == pytest.approx(one.terms["L"].value + moved, abs=0.02)
+    assert fitted.terms["T1"].value == pytest.approx(one.terms["T1"].value * scale**2, rel=0.02)
+    assert "missed" not in fitted.message
+    for term in fitted.terms.values():
+        assert term.error <= 1e-3 * max(1.0, abs(float(term.value)))
+    assert steps == list(fitted.history)
+    assert fitted.history[-1].loss == pytest.approx(fitted.terms["L"].value, abs=5e-3 * max(1, abs(moved)))
+    assert fitted.history[-1].noise_std == pytest.approx(fitted.problem.model.noise_std, rel=0.02)
+    assert fitted.kept in fitted.starts
+    assert fitted.kept.loss == pytest.approx(fitted.history[-1].loss, abs=5e-3 * max(1, abs(moved)))
+    np.testing.assert_allclose(fitted.kept.encoder[0].C, fitted.problem.encoder[0].C)
+    x2 = layer(p1.sample(20_000, np.random.default_rng(5)))
+    losses = -encoding.bound(kernels, fitted.problem, x2)
+    assert losses.mean() == pytest.approx(float(fitted.terms["L"].value), abs=4 * losses.std() / np.sqrt(len(losses)))
+    given = train(layer, p1, kernels, tol=1e-3, encoder=fitted.problem.encoder, noise_floor=scale, iterations=1)
+    assert given.problem.model.noise_std == pytest.approx(scale)
+    assert f"sigma2 rests on its floor {scale:.3g}" in given.message
