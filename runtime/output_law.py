@@ -91,7 +91,7 @@ class OutputLaw:
         """Where psi must be looked at for beta from lo to hi."""
         return places(self._psi, self._bbar + lo, self._bbar + hi) - self._bbar
 
-    @property
+    @cached_property
     def b_error(self) -> float:
         """What the range and the frequencies of b leave out of any E g, in units of max |g|: mass on both sides of the
         range, its aliases, and the Gaussian factor beyond the last frequency."""

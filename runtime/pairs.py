@@ -12,6 +12,7 @@ own, made for the tolerance that pairs have.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -70,11 +71,11 @@ class Part:
 
     def series(self, sigma: float, tol: float) -> Series:
         """r's series for noise of at least sigma, cut at tol; both are rounded down a little, so that pairs share them."""
-        level = int(np.floor(np.log(sigma) * 20)) if sigma > 0 else -10_000
-        fine = float(2.0 ** np.floor(np.log2(tol)))
+        level = math.floor(math.log(sigma) * 20) if sigma > 0 else -10_000
+        fine = 2.0 ** math.floor(math.log2(tol))
         key = (level, fine)
         if key not in self._series:
-            self._series[key] = self.spectrum.cut(float(np.exp(level / 20)) if sigma > 0 else 0.0, fine)
+            self._series[key] = self.spectrum.cut(math.exp(level / 20) if sigma > 0 else 0.0, fine)
         return self._series[key]
 
 
@@ -213,7 +214,7 @@ class Pairs:
             if sigma >= 0.6 * where.coordinate.sigma > 0
             else -1
             if sigma == 0.0
-            else int(np.floor(np.log(sigma))) + 1000
+            else math.floor(math.log(sigma)) + 1000
         )
         key = (id(g), level, line, little)
         if key not in self._parts:
@@ -273,7 +274,7 @@ class Pairs:
         s, r = a.series(of_c, tol / (8 * b.size)), b.series(of_d, tol / (8 * a.size))
         # where sums with F come next, derivatives will want modes a little further out
         sharper = 2 if self.gradients else 1
-        wide = a.series(of_c, tol / (8 * sharper * b.size)), b.series(of_d, tol / (8 * sharper * a.size))
+        wide = (s, r) if sharper == 1 else (a.series(of_c, tol / (16 * b.size)), b.series(of_d, tol / (16 * a.size)))
         check_modes((wide[0].P, wide[1].P))
         need = Need(*wide, 0.5 * tol / sharper)
         tail = (a.outside + b.outside + out.b_error) * a.beyond * b.beyond
@@ -345,4 +346,4 @@ def _given(own: float, other: float, cross: float) -> float:
     """Standard deviation of one Gaussian given another: their own ones and their covariance."""
     if own == 0.0 or other == 0.0:
         return own
-    return float(np.sqrt(max(0.0, own**2 - (cross / other) ** 2)))
+    return math.sqrt(max(0.0, own**2 - (cross / other) ** 2))

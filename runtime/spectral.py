@@ -225,6 +225,7 @@ class SpectralExpectations:
         self.pairs = Pairs(self.output, encoder, self._compiled, gradient_tol is not None, threads, executor)
         self._coordinates: dict[tuple[int, int], Coordinate] = {}
         self._constants: dict[tuple[int, int], float | None] = {}
+        self._largest_entries: dict[tuple[int, int], int] = {}
         self._ranges: dict[tuple[int, int, int], Ranges] = {}
         self._axes: dict[tuple[int, int, int, int], Axis] = {}
         self._paddings: dict[tuple[int, int, int, int], int] = {}
@@ -411,16 +412,20 @@ class SpectralExpectations:
 
     def _of_b(self, g: Integrand) -> Callable[[Array], Array] | None:
         """g as a function of beta, where all its coordinates are functions of b alone; else None."""
-        coordinates = [self._coordinate(g.feature, r) for r in g.uses]
         transform = self.output.transform
-        if transform is None or not coordinates or not all(c.of_b for c in coordinates):
+        if transform is None or not self._moves_with_b(g):
             return None
+        coordinates = [self._coordinate(g.feature, r) for r in g.uses]
 
         def of_b(beta: Array) -> Array:
             psi = transform.psi.value(transform.bbar + beta)
             return finite(_name(g), self._value(g), *(c.center + c.theta * beta + c.kappa * psi for c in coordinates))
 
         return of_b
+
+    def _moves_with_b(self, g: Integrand) -> bool:
+        """Whether all coordinates of g, if it has any, are functions of b alone."""
+        return bool(g.uses) and all(self._coordinate(g.feature, r).of_b for r in g.uses)
 
     def _term_of_b(self, g: Callable[[Array], Array]) -> Term:
         """A function of beta as one sum over the frequencies of b."""
@@ -748,19 +753,30 @@ class SpectralExpectations:
         if g.feature == h.feature and g.uses == h.uses:
             same = Integrand(g.feature, g.uses, lambda *c: g.value(*c) * h.value(*c), None, label)
             return lambda tol: self._term(same, tol)
-        g_of_b, h_of_b = self._of_b(g), self._of_b(h)
-        if g_of_b is not None and h_of_b is not None:
-            return lambda tol: self._term_of_b(lambda beta: g_of_b(beta) * h_of_b(beta))
+        if self._moves_with_b(g) and self._moves_with_b(h):
+            g_of_b, h_of_b = self._of_b(g), self._of_b(h)
+            if g_of_b is not None and h_of_b is not None:
+                return lambda tol: self._term_of_b(lambda beta: g_of_b(beta) * h_of_b(beta))
         if len(g.uses) != 1 or len(h.uses) != 1:
             return None
         (row, bias), (other, other_bias) = self._row(g), self._row(h)
-        ratio = float(other @ row / (row @ row)) if np.any(row) else 0.0
-        if not np.any(row) or np.abs(other - ratio * row).max() > 1e-15 * np.abs(other).max(initial=0.0):
+        here, there = self._steepest(g), self._steepest(h)
+        if row[here] == 0.0 or abs(other[there] - other[here] / row[here] * row[there]) > 1e-15 * abs(other[there]):
+            return None  # nearly all pairs: two entries tell
+        ratio = float(other @ row / (row @ row))
+        if np.abs(other - ratio * row).max() > 1e-15 * np.abs(other).max():
             return None
         along = Integrand(
             g.feature, g.uses, lambda c: g.value(c) * h.value(ratio * (c - bias) + other_bias), None, label
         )
         return lambda tol: self._term(along, tol)
+
+    def _steepest(self, g: Integrand) -> int:
+        """The largest entry of g's row."""
+        key = g.feature, g.uses[0]
+        if key not in self._largest_entries:
+            self._largest_entries[key] = int(np.abs(self._row(g)[0]).argmax())
+        return self._largest_entries[key]
 
     def _pair_level(self, gs: Sequence[Integrand], hs: Sequence[Integrand], tasks: Sequence[Task]) -> int:
         """The digits that ranges and frequencies of these pairs are made for: they cut g times h, however large."""
