@@ -146,6 +146,26 @@ class LinearLaw:
             K = K + (prior.log_mgf(x) - prior.mean() * x).sum(axis=0)
         return np.asarray(K)
 
+    def reaches(self, log_epsilon: float) -> Array:
+        """How large |y_i - mean_i| is in the mean, (n,), where something of probability epsilon happens: E[|y_i - mean_i|; A] is at
+        most epsilon times that, whatever the event A.
+
+        P(y_i - mean_i > q) <= exp(K_i(s) - s q) gives min_s (K_i(s) - log_epsilon + 1) / s on either side, the 1 being what is
+        beyond q; s on a geometric grid.
+        """
+        std = np.sqrt(np.diag(self.covariance()))
+        s = np.geomspace(0.2, 80.0, 32) / np.maximum(std, 1e-300)[:, None]
+        out = np.zeros_like(std)
+        for sign in (1.0, -1.0):
+            with np.errstate(all="ignore"):
+                K = 0.5 * s**2 * np.diag(self.noise)[:, None]
+                for prior, index in self.groups:
+                    x = sign * self.loadings[:, index, None] * s[:, None, :]
+                    K = K + (prior.log_mgf(x) - prior.mean() * x).sum(axis=1)
+                q = (K - log_epsilon + 1.0) / s
+            out = np.maximum(out, np.min(q, axis=1, where=np.isfinite(q), initial=np.inf))
+        return np.where(std > 0.0, out, 0.0)
+
 
 class Tails:
     """Intervals that S = <v, y - mean> leaves with small probability, by Chernoff bounds.

@@ -232,9 +232,15 @@ class OutputLaw:
 
     @cached_property
     def f_size(self) -> Array:
-        """|E f| + 6 standard deviations, per coordinate: how large f is where tails are cut."""
+        """How large |f| is per coordinate where tails are cut: |E f| + 6 standard deviations, or more where features are rare and
+        large (`LinearLaw.reaches`)."""
         first, second, _ = self.f_moments
-        return np.asarray(np.abs(first) + 6 * np.sqrt(np.maximum(np.diag(second) - first**2, 0.0)))
+        likely = np.abs(first) + 6 * np.sqrt(np.maximum(np.diag(second) - first**2, 0.0))
+        law, log_epsilon = self.lattice_law, float(np.log(_B_SHARE * self.tol))
+        most = np.abs(law.mean) + law.reaches(log_epsilon)
+        if self.affine is None:
+            most = most + np.abs(self.w) * self._transform.largest
+        return np.asarray(np.maximum(likely, most))
 
     def law_of_psi(self) -> tuple[Array, Array] | None:
         """psi(b) as weighted values (they sum to 1 up to the tolerance); None where f is affine in y."""

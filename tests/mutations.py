@@ -536,6 +536,21 @@ MUTATIONS = (
         "shift[:1] + 0 * starts",
         RING_TESTS,
     ),
+    Mutation(
+        "rings.reaches",
+        "runtime/output_law.py",
+        "np.asarray(np.maximum(likely, most))",
+        "np.asarray(likely)",
+        RING_TESTS,
+    ),
+    Mutation(
+        "characteristic.reaches",
+        "runtime/characteristic.py",
+        "(K - log_epsilon + 1.0) / s",
+        "(K + 1.0) / s",
+        RING_TESTS,
+    ),
+    Mutation("blas.one_thread", "runtime/blas.py", "limits=1", "limits=2", "tests/runtime/test_blas.py"),
     # -- the search on points
     Mutation("search.spread", "runtime/search.py", "float((spread * H).sum())", "0.0", SEARCH_TESTS),
     Mutation("search.third", "runtime/search_loops.py", "-3.0 * s * V", "-2.0 * s * V", SEARCH_TESTS),

@@ -167,3 +167,34 @@ def test_a_function_that_grows_faster_than_the_tails_fall_is_refused() -> None:
     g = Integrand(0, (0,), lambda c: np.exp(0.5 * c**2), None, "g")
     with pytest.raises(UnsupportedError, match=r"g of encoder\[0\] is not finite at c = .*, which the law"):
         engine("identity", [[1.0, 0.0], [0.0, 1.0]], tol=1e-2).of_c_each([g])
+
+
+@pytest.mark.parametrize(("p", "size"), [(1e-7, 50.0), (1e-8, 50.0), (1e-9, 200.0)])
+def test_a_rare_feature_that_is_large_where_g_is_not_nothing(p: float, size: float) -> None:
+    """E[f g] is p times size, six standard deviations of f being far less than size; all of it lies outside the range of c."""
+    p1 = et.FeatureModel(np.eye(2), [et.Discrete([0.0, size], [1 - p, p]), et.Normal(0.0, 1.0)], 0.5)
+    layer = et.Layer(np.eye(2), np.zeros(2), np.ones(2), "identity")
+    law = SpectralExpectations(layer, p1, et.Encoder([et.Posterior("bernoulli", [[1.0, 0.0]], [0.0])]), tol=1e-4)
+    g = Integrand(0, (0,), step(0.4 * size), None, "g")
+    assert law.output.f_size[0] >= 0.9 * size
+    found = law.of_c([g], weights=np.ones(1), along=np.array([[1.0, 0.0]]))
+    assert abs(float(found.value) - p * size) <= float(found.error)
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 1e-9])
+def test_how_large_outputs_are_where_something_rare_happens(epsilon: float) -> None:
+    """Atoms of one source and no noise: the rarest event of probability epsilon is that of the largest |y - mean|."""
+    p1 = et.FeatureModel(np.array([[1.0], [-3.0]]), [et.Discrete([0.0, 1.0, 40.0], [0.98, 0.02 - 1e-6, 1e-6])], 0.0)
+    law = SpectralExpectations(
+        et.Layer(np.eye(2), np.zeros(2), np.ones(2), "identity"),
+        p1,
+        et.Encoder([et.Posterior("bernoulli", [[1.0, 0.0]], [0.0])]),
+        tol=1e-4,
+    ).output.lattice_law
+    points, masses = p1.priors[0].atoms
+    y = np.multiply.outer(p1.B[:, 0], points - points @ masses)
+    for i, reach in enumerate(law.reaches(float(np.log(epsilon)))):
+        order = np.argsort(-np.abs(y[i]))
+        left = np.minimum(masses[order], np.maximum(epsilon - np.cumsum(masses[order]) + masses[order], 0.0))
+        worst = float(left @ np.abs(y[i][order])) / epsilon
+        assert worst <= reach <= 1.1 * float(np.abs(y[i]).max())
