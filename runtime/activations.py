@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.float_range import vanishing
 
 Array = NDArray[np.float64]
 
@@ -39,6 +40,7 @@ class Activation:
     poles: tuple[float, ...] = ()
     pieces: tuple[tuple[float, float], ...] | None = None
 
+    @vanishing
     def __call__(self, b: Array) -> Array:
         return self.value(b)
 

@@ -15,6 +15,7 @@ from scipy.special import expit, logit, softmax
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.expectations import Expectations
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.models import Encoder, FeatureModel, Posterior, Problem
 from elbotree.runtime.priors import Prior
 from elbotree.runtime.spectral import SpectralExpectations
@@ -122,6 +123,7 @@ class Coordinates:
                     out[f"prior_{j}_{_spelled(name)}"] = _pulled(name, number, slope)
         return out
 
+    @vanishing
     def loss(
         self, kernels: GradientKernels, values: Mapping[str, Array], tol: float, slope: bool = True
     ) -> tuple[dict[str, Estimate], dict[str, Array]]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from elbotree.runtime.arguments import check_seed
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.source_sums import Inputs, SourceSum
 
@@ -70,6 +71,7 @@ class SampledTail:
         )
 
 
+@vanishing
 def sampled_tail(
     layers: Sequence[Layer], p1: FeatureModel, v: Array, threshold: float, samples: int, seed: int
 ) -> SampledTail:

@@ -83,6 +83,7 @@ def _normals(weights: Sequence[float], means: Sequence[float], variances: Sequen
     return logpdf
 
 
+@vanishing
 def laplace_plus_normal(y: Array, scale: float, variance: float) -> Array:
     """log density of Laplace(0, scale) + N(0, variance): halves of an exponential, each convolved with the normal."""
     if variance == 0:
@@ -110,6 +111,7 @@ class _Normals:
         return _Normals(self.p, (self.m - mean) / spread, self.v / spread**2, self.spike)
 
 
+@vanishing
 def _em(x: Array, noise: float, start: _Normals) -> _Normals:
     """EM for x = alpha + N(0, noise): an M step gives each component's observed variance, and the noise is taken off
     it."""

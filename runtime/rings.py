@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.fourier import finite
 
 Array = NDArray[np.float64]
@@ -120,11 +121,13 @@ def boxes(
     return ranges, epsilon, max(1.0, beyond)
 
 
+@vanishing
 def mean(M: Array) -> float:
     """E[|g|; outside] / epsilon at most."""
     return float(_MASSES @ M)
 
 
+@vanishing
 def root(M: Array) -> float:
     """sqrt(E[g^2; outside] / epsilon) at most."""
     top = float(M[-1])

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from elbotree.runtime.errors import InputError
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.lbfgs import Search, advance
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior
 from elbotree.runtime.priors import Prior
@@ -81,6 +82,7 @@ def on_points(encoder: Encoder) -> bool:
     return all(q.family in ("bernoulli", "tilted") for q in encoder)
 
 
+@vanishing
 def sampled_outputs(layer: Layer, p1: FeatureModel, points: int) -> Array:
     """f(x1) at that many points of x1, (points, n2), the same ones at every call: a Sobol sequence, shifted at random for each
     number of points, through the quantiles of the priors and of the noise. A power of two balances it best."""
@@ -130,6 +132,7 @@ class PointLoss:
         self.moving = np.array([len(place[2]) > 0 for place in places], dtype=bool)
         self.of_logs = np.concatenate([place[2] for place in places])
 
+    @vanishing
     def __call__(self, x: Array) -> tuple[float, Array]:
         """The loss in nats and its gradient."""
         n, N = self.x2.shape
@@ -188,6 +191,7 @@ class _Tried:
     points: int
 
 
+@vanishing
 def searched(
     layer: Layer, p1: FeatureModel, encoder: Encoder, mean: Array, covariance: Array, floor: float
 ) -> tuple[list[Found], list[Found]]:

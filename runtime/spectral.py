@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from elbotree.runtime import rings
 from elbotree.runtime.errors import CostError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.fourier import PADS, Period, Series, Spectrum, best_spectrum, finite, series_2d
 from elbotree.runtime.frames import ROUNDOFF, Axis, Coordinate, Frame, FrameOfB, Term
 from elbotree.runtime.integrands import Integrand
@@ -751,7 +752,7 @@ class SpectralExpectations:
         multiple of the same one; else None."""
         label = f"{g.label} {h.label}"
         if g.feature == h.feature and g.uses == h.uses:
-            same = Integrand(g.feature, g.uses, lambda *c: g.value(*c) * h.value(*c), None, label)
+            same = Integrand(g.feature, g.uses, vanishing(lambda *c: g.value(*c) * h.value(*c)), None, label)
             return lambda tol: self._term(same, tol)
         if self._moves_with_b(g) and self._moves_with_b(h):
             g_of_b, h_of_b = self._of_b(g), self._of_b(h)

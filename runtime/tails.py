@@ -215,6 +215,7 @@ class Line:
             return -math.inf, math.inf
         return float(ends.min(axis=0).max()), float(ends.max(axis=0).min())
 
+    @vanishing
     def cumulants(self, s: Array) -> tuple[Array, Array, Array, Array]:
         """K and three derivatives at s (G,), (G,) each."""
         k = self.sources.cumulants(np.multiply.outer(self.d, s))

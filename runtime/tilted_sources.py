@@ -437,6 +437,7 @@ class Sources:
                 level[block.index] = value
         return out
 
+    @vanishing
     def log_mgf(self, s: Array) -> Array:
         """kappa_i(s_i) for s (m, ...) inside the domain."""
         out = np.empty_like(s)
@@ -446,6 +447,7 @@ class Sources:
             out[block.index] = logs[0] if len(logs) == 1 else np.logaddexp.reduce(logs)
         return out
 
+    @vanishing
     def tilted(self, s: Array) -> tuple[TiltedSources, Array]:
         """The sources tilted by s (m,), and kappa_i(s_i)."""
         kappa = np.empty(self.count)
@@ -526,6 +528,7 @@ def _mixed(block: Block, s: Array) -> Cumulants:
 class TiltedSources(Sources):
     """Sources whose moment generating functions are wanted near 0, at i t or at complex w."""
 
+    @vanishing
     def product(self, t: Array, phase: BlockPhase | None = None) -> ComplexArray:
         """prod_i E e^{i t_i alpha_i}, t (m, ...); `phase(a, index)` gives e^{i a t} for some sources, if it can be had
         more cheaply than by sines."""
@@ -584,6 +587,7 @@ class TiltedSources(Sources):
             total = total * np.broadcast_to(bound, at.shape).prod(axis=0)
         return total
 
+    @vanishing
     def reach(self) -> Array:
         """sum_k weight_k |mean of component k|, (m,): how far phases of a source turn."""
         out = np.zeros(self.count)
@@ -592,6 +596,7 @@ class TiltedSources(Sources):
                 out[block.index] += np.exp(log_weight) * np.abs(part.location())
         return out
 
+    @vanishing
     def between(self) -> Array:
         """The variance of a source's component means, (m,): how much holding it to one component would calm it."""
         out = np.zeros(self.count)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from elbotree.runtime.checkpoints import Attempt, Step, Training
 from elbotree.runtime.errors import InputError, ToleranceError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.lbfgs import Search, advance
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
 from elbotree.runtime.priors import Bernoulli, Normal
@@ -86,6 +87,7 @@ class Fitted:
     noise_floor: float
 
 
+@vanishing
 def train(
     layer: Layer,
     p1: FeatureModel,

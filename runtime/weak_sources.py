@@ -92,6 +92,7 @@ def _log_taylor_of_atoms(prior: Prior, t: Array, needed: NDArray[np.bool_]) -> t
     return out, np.asarray((fine | ~needed).all(axis=1))
 
 
+@vanishing
 def _log_taylor(prior: Prior, t: Array, needed: NDArray[np.bool_]) -> tuple[ComplexArray, NDArray[np.bool_]]:
     """c_m of log phi around each t (rows are sources), (ORDERS, *t.shape), and which sources have them where needed."""
     mean, scale = prior.mean(), _scale(prior)

@@ -1,10 +1,8 @@
-"""What all tests share: numpy raises where it would only warn of overflow, division by zero and invalid operations.
+"""What all tests share: numpy raises where it would only warn.
 
-Underflow is among them in the tests of `_UNDERFLOW_TOO`: where a number may vanish there, the place says so
-(`runtime.float_range.vanishing`). Elsewhere many tests call what is inside: exp(-x^2 / 2) far out is 0 to within the least float64,
-in ours and in scipy's logsumexp, and every error estimate has an absolute part that is larger. What depends on numbers that small
-(rare events) works in logarithms. `runtime.float_range` lets it pass for all that people call, which
-`tests/stress/test_float64.py` tries under np.errstate(all="raise").
+Of underflow too: where a number may vanish (exp(-x^2 / 2) far out is 0 to within the least float64, in ours and in scipy's, and
+every error estimate has an absolute part that is larger), the place says so, by `runtime.float_range.vanishing` or by
+np.errstate(under="ignore"). What depends on numbers that small (rare events) works in logarithms.
 """
 
 from __future__ import annotations
@@ -26,26 +24,10 @@ _MODULES = {
 _INSTALLED = [name for name in os.environ.get("ELBOTREE_EXTRAS", "").split(",") if name]
 
 
-_UNDERFLOW_TOO = {
-    f"test_{name}.py"
-    for name in (
-        "priors",
-        "fourier",
-        "characteristic",
-        "quadrature",
-        "psi_transform",
-        "posteriors",
-        "bounds",
-        "gradient",
-    )
-}
-
-
 @pytest.fixture(autouse=True)
-def arithmetic_raises(request: pytest.FixtureRequest) -> Iterator[None]:
-    """np.errstate(over="raise", divide="raise", invalid="raise") around every test, all="raise" where that is tried."""
-    under = "raise" if request.path.name in _UNDERFLOW_TOO else None
-    with np.errstate(over="raise", divide="raise", invalid="raise", under=under):
+def arithmetic_raises() -> Iterator[None]:
+    """np.errstate(all="raise") around every test."""
+    with np.errstate(all="raise"):
         yield
 
 

@@ -368,6 +368,7 @@ def _steepness(p: Plain) -> float:
     return min(found, 6.0)
 
 
+@np.errstate(under="ignore")
 def reference_terms(problem: Spec, psi: Psi | str | None = None, resolution: float = 1.0) -> dict[str, float]:
     """The twelve terms L, R1, R2, R3, S1, S2, T1, T2, T3, U1, U2, U3.
 

@@ -260,6 +260,7 @@ def test_taylor_coefficients_give_the_characteristic_function(prior: Prior) -> N
             assert abs(np.exp(sum(weak.coefficients[m, 0, k + 6] * delta**m for m in range(3))) - exact) > 1e-9
 
 
+@np.errstate(under="ignore")  # as `evaluate` and `gradient` ask an engine
 def test_values_and_gradients_do_not_depend_on_threads() -> None:
     """All pairs, compiled, on one thread and on five: the same bits, at a size where the pairs see noise of several classes."""
     rng = np.random.default_rng(1)

@@ -15,6 +15,7 @@ from scipy.special import expit
 import elbotree as et
 from elbotree.runtime import rings
 from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.rings import Ranges
 from elbotree.runtime.spectral import SpectralExpectations
@@ -42,6 +43,7 @@ def test_what_a_normal_variable_has_outside_its_range(g: Callable[[Array], Array
     ends = stats.norm.isf(epsilon * np.exp(-rings.STEPS))
     M = rings.largest("g", g, Ranges(-ends, ends))
 
+    @vanishing
     def weighted(c: float) -> float:
         return float(abs(g(np.array(c))) * stats.norm.pdf(c))
 

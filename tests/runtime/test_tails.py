@@ -24,6 +24,7 @@ def line(model: et.FeatureModel, v) -> Line:
     return Line.of(Inputs.of(model).read(np.atleast_2d(np.asarray(v, dtype=float)), np.zeros(1)))
 
 
+@np.errstate(under="ignore")
 def enumerated(model: et.FeatureModel, v, q: float) -> float:
     """log P(<v, x> > q) for atomic priors: the sum over all their points of normal tails."""
     points, logs = np.zeros(1), np.zeros(1)
