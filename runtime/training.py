@@ -153,7 +153,8 @@ def train(
     for sharper in (0.1, 0.003) if unit != 1.0 else ():
         if _met(terms, tol):
             break
-        terms = _terms_in(unit, layer.n2, loss_terms(kernels, problem, tol * sharper, executor))
+        found = loss_terms(kernels, problem, tol * sharper, executor, found)
+        terms = _terms_in(unit, layer.n2, found)
     bound = _bound(problem, floor, unit, noise_floor is None)
     attempts = [_attempt_in(unit, layer.n2, attempt) for attempt in state.attempts]
     return Fitted(
@@ -336,7 +337,7 @@ class _Run:
         objective = self._objective(attempt.encoder)
         problem, terms, _ = objective.evaluate(objective.x0)
         if not _met(terms, self.tol):
-            terms = loss_terms(self.kernels, problem, self.tol, self.executor)
+            terms = loss_terms(self.kernels, problem, self.tol, self.executor, terms)
         return problem, terms
 
     def leg(self) -> None:
@@ -556,14 +557,27 @@ def time_left(history: Sequence[Step], tol: float) -> float | None:
 
 
 def loss_terms(
-    kernels: TrainingKernels, problem: Problem, tol: float, executor: Executor | None = None
+    kernels: TrainingKernels,
+    problem: Problem,
+    tol: float,
+    executor: Executor | None = None,
+    known: dict[str, Estimate] | None = None,
 ) -> dict[str, Estimate]:
-    """The terms to tol, asked for more where an error misses it at first."""
+    """The terms to tol, asked for more where an error misses it at first. Where that cannot be done, what came before, `known` at
+    first: terms that are less certain than was asked for are worth more than none."""
+    terms = known
     for sharper in (1.0, 0.1, 0.003):
-        law = SpectralExpectations.for_problem(problem, tol * sharper, executor=executor, often=True)
-        terms = kernels.evaluate(law, problem)
+        try:
+            law = SpectralExpectations.for_problem(problem, tol * sharper, executor=executor, often=True)
+            terms = kernels.evaluate(law, problem)
+        except (InputError, ToleranceError) as error:
+            if terms is None:
+                raise
+            logger.info("terms stay as they are: %s", error)
+            break
         if _met(terms, tol):
             break
+    assert terms is not None
     return terms
 
 

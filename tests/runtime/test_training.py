@@ -627,6 +627,23 @@ def test_terms_that_miss_the_tolerance_are_named(monkeypatch: pytest.MonkeyPatch
     assert "tol 0.001 is missed by R3, U1: see their errors" in missed.message
 
 
+def test_a_fit_is_not_lost_where_its_terms_cannot_be_had_sharper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relu layer met it: the terms missed tol by a little, and for less the series would have had too many modes."""
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
+    p1 = et.FeatureModel(np.eye(2), [Bernoulli(0.3)] * 2, 0.2)
+    whole = ProfileObjective.evaluate
+
+    def unsure(self: ProfileObjective, x: np.ndarray) -> tuple[et.Problem, dict[str, Estimate], np.ndarray]:
+        problem, terms, gradient = whole(self, x)
+        return problem, {**terms, "T3": Estimate.of(terms["T3"].value, 0.1)}, gradient
+
+    monkeypatch.setattr(ProfileObjective, "evaluate", unsure)
+    monkeypatch.setattr(SpectralExpectations, "for_problem", lambda *arguments, **named: _no())
+    fitted = train(layer, p1, generate("identity", "bernoulli"), family="bernoulli", tol=1e-3, iterations=2)
+    assert fitted.terms["T3"].error == 0.1
+    assert "T3: see their errors" in fitted.message
+
+
 @pytest.mark.parametrize("scale", [2.0**-20, 1e-3, 1e3, 2.0**20])
 def test_units_of_x2_do_not_matter(scale: float) -> None:
     """Twelve terms, history, starts, encoder and model in the units that were given, all within tol; they missed it by far."""
