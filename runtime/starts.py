@@ -54,7 +54,7 @@ _PURSUIT_TOL = 1e-3
 _PURSUIT_STEPS = 40
 _ONE_PLACE = 0.95  # the cosine above which two rows count as one
 _TWO_POINTS = 0.3  # by how much kappa_4 may exceed kappa_3^2 - 2, its least value, for a law that counts as two points
-_ORDINARY = 16.0  # deviations within this factor of 1 are kept as they are
+_ORDINARY = 256.0  # laws of psi(b) whose deviations are within this factor of 1 are kept as they are
 _GAUSSIAN = 0.02  # the J below which a direction counts as Gaussian
 
 
@@ -96,9 +96,9 @@ class Start:
     priors: tuple[Prior, ...]
 
 
-def ordinary_unit(deviation: float) -> float:
-    """A power of two to measure what has this deviation in: 1 where it lies between 1/16 and 16 (or nowhere)."""
-    if not math.isfinite(deviation) or deviation == 0.0 or 1 / _ORDINARY <= deviation <= _ORDINARY:
+def ordinary_unit(deviation: float, within: float = 16.0) -> float:
+    """A power of two to measure what has this deviation in: 1 where it lies between 1/within and within (or nowhere)."""
+    if not math.isfinite(deviation) or deviation == 0.0 or 1 / within <= deviation <= within:
         return 1.0
     return 2.0 ** round(math.log2(deviation))
 
@@ -115,7 +115,7 @@ def propagated(layer: Layer, p1: FeatureModel, features: int | None) -> Start:
     psi = law.output.law_of_psi()
     if psi is not None:
         along = binned_samples(*psi)
-        unit = ordinary_unit(float(np.sqrt(along.variance())))
+        unit = ordinary_unit(float(np.sqrt(along.variance())), _ORDINARY)
         columns.append(layer.w * unit)
         priors.append(Discrete(tuple(point / unit for point in along.points), along.masses))
     size = np.array([np.sqrt(p.variance()) * np.linalg.norm(c) for p, c in zip(priors, columns, strict=True)])
