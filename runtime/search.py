@@ -48,7 +48,7 @@ _COUNTS = {"near": 6, "far from": 60, "random": 8}  # starts of each kind
 MOST_SEARCHED = 64  # features; beyond, points cost too much
 _FEW = 9  # features up to which several starts go on to the exact loss
 # points and iterations: of all starts, of the best, and of those that are left
-_FIRST, _SECOND, _LAST = (1024, 30), (4096, 60), (16384, 40)
+_FIRST, _SECOND, _LAST = (1024, 15), (4096, 60), (16384, 40)
 _SECOND_ROUND = 8
 _BASES, _RENEWALS, _AGAIN = 3, 25, 20  # starts with features anew, how often, and iterations on the fewest points
 _HOPEFUL = 0.05  # nats above its base within which such a trial goes on to more points
