@@ -9,10 +9,12 @@ alone, and `work` runs unbounded."""
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
 from inspect import CO_GENERATOR
+from types import FrameType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -48,7 +50,21 @@ class _Bound:
         while bound is not None:  # the outermost that is late
             late, bound = (bound if now > bound.end else late), bound.outer
         if late is not None:
-            raise _Late(late)
+            if not _lost(frame):
+                raise _Late(late)
+            self.calls = -1  # look again at the next call
+
+
+def _lost(frame: FrameType | None) -> bool:
+    """Whether what is raised in this frame goes nowhere, and the hook with it: in a callback of the garbage collector or of a
+    weak reference, or a finaliser."""
+    codes = [getattr(callback, "__code__", None) for callback in gc.callbacks]
+    while frame is not None:
+        code = frame.f_code
+        if code in codes or code.co_name == "__del__" or frame.f_globals.get("__name__") in ("weakref", "_weakrefset"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result | None:

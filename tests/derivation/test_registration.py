@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
@@ -250,3 +251,26 @@ def test_softplus_and_sigmoid_are_known_by_what_they_are_written_as():
     family = register_family("waiting", sp.exp(-beta / softplus) / softplus, t=1, support="half-line")
     assert family.mean == Softplus(C[0])
     assert family.entropy == LogSoftplus(C[0]) + 1
+
+
+def test_a_deadline_that_passes_while_garbage_is_collected_still_ends_the_work() -> None:
+    """What is raised in a callback of the collector is lost, and the hook with it: psi's analysis went on without bound."""
+
+    def small() -> int:
+        return 1
+
+    def busy(phase: str, info: dict[str, int]) -> None:
+        for _ in range(200):
+            small()
+
+    def work() -> str:
+        end = time.thread_time() + 3.0
+        while time.thread_time() < end:
+            gc.collect(0)
+        return "not ended"
+
+    gc.callbacks.append(busy)
+    try:
+        assert within(0.1, work) is None
+    finally:
+        gc.callbacks.remove(busy)
