@@ -215,9 +215,8 @@ class PsiTransform:
                 if missed > 1e-6:
                     raise
                 missed *= 100
-        if not (
-            self._last is not None and np.array_equal(beta, self._last.beta)
-        ):  # psi and its square have the same ones
+        # psi and its square have the same ones
+        if self._last is None or not np.array_equal(beta, self._last.beta):
             self._last = Nodes(beta, weights, self.at(beta), self.frequencies)
         nodes, values = self._last, g(beta)
         powers = np.stack([values, values * nodes.psi, values * nodes.psi**2])
