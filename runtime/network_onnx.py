@@ -129,7 +129,9 @@ def _graph(path: str | Path) -> tuple[Any, Any]:
         if problems:
             raise UnsupportedError(f"{path}: {len(problems)} part(s) cannot be compiled: " + "; ".join(problems))
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, UnicodeDecodeError) as error:
+    except UnsupportedError:
+        raise
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:  # ValueError: the checker's own parser
         reason = " ".join(str(error).split())[:200] or "it is damaged"
         raise InputError(f"{path} is not an ONNX model: {reason}") from None
     if len(model.graph.output) != 1:
