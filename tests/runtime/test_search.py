@@ -148,9 +148,9 @@ def test_the_default_fit_reports_every_start_and_trains_the_best_with_the_exact_
     fitted = train(layer, p1, generate("identity", "tilted"), tol=1e-3, starts=None)
     assert fitted.terms["L"].value == pytest.approx(0.676, abs=3e-3)
     assert len(fitted.starts) == TRIED
-    assert "propagated" in [start.name for start in fitted.starts]
     trained = [start for start in fitted.starts if start.loss is not None]
-    assert 1 <= len(trained) <= 4
+    assert 2 <= len(trained) <= 4
+    assert "propagated" in [start.name for start in trained]  # among the best ones here
     assert fitted.kept is min(trained, key=lambda start: start.loss or 0.0)
     for start in fitted.starts:
         if start.loss is None:

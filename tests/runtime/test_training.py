@@ -654,16 +654,16 @@ def test_units_of_x2_do_not_matter(scale: float) -> None:
     p1 = et.FeatureModel(scale * B, priors, 0.2 * scale, offset=[0.0, 0.0])
     fitted = train(layer, p1, kernels, tol=1e-3, progress=steps.append)
     moved = 2 * np.log(scale)
-    assert fitted.terms["L"].value == pytest.approx(one.terms["L"].value + moved, abs=0.02)
-    assert fitted.terms["T1"].value == pytest.approx(one.terms["T1"].value * scale**2, rel=0.02)
+    assert fitted.terms["L"].value == pytest.approx(one.terms["L"].value + moved, abs=2e-3)
+    assert fitted.terms["T1"].value == pytest.approx(one.terms["T1"].value * scale**2, rel=3e-3)
     assert "missed" not in fitted.message
     for term in fitted.terms.values():
         assert term.error <= 1e-3 * max(1.0, abs(float(term.value)))
     assert steps == list(fitted.history)
-    assert fitted.history[-1].loss == pytest.approx(fitted.terms["L"].value, abs=5e-3 * max(1, abs(moved)))
-    assert fitted.history[-1].noise_std == pytest.approx(fitted.problem.model.noise_std, rel=0.02)
+    assert fitted.history[-1].loss == pytest.approx(fitted.terms["L"].value, abs=1e-3)
+    assert fitted.history[-1].noise_std == pytest.approx(fitted.problem.model.noise_std, rel=1e-3)
     assert fitted.kept in fitted.starts
-    assert fitted.kept.loss == pytest.approx(fitted.history[-1].loss, abs=5e-3 * max(1, abs(moved)))
+    assert fitted.kept.loss == pytest.approx(fitted.history[-1].loss, abs=1e-3)
     np.testing.assert_allclose(fitted.kept.encoder[0].C, fitted.problem.encoder[0].C)
     x2 = layer(p1.sample(20_000, np.random.default_rng(5)))
     losses = -encoding.bound(kernels, fitted.problem, x2)
