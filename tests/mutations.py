@@ -527,6 +527,7 @@ MUTATIONS = (
     ),
     # -- what functions are outside their ranges
     Mutation("rings.mean", "runtime/rings.py", "float(_MASSES @ M)", "float(M[0])", RING_TESTS),
+    Mutation("rings.inside", "runtime/rings.py", "np.maximum.accumulate(", "np.asarray(", RING_TESTS),
     Mutation("rings.pairs", "runtime/pairs.py", "max(beyond, spectrum.largest)", "spectrum.largest", RING_TESTS),
     Mutation("rings.b", "runtime/spectral.py", "max(s.largest, self._beyond(g, 0))", "s.largest", RING_TESTS),
     Mutation(

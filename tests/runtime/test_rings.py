@@ -63,6 +63,12 @@ def test_means_of_rings() -> None:
     assert rings.mean(np.array([1.0, 1, 1, 1, 1, np.inf])) == np.inf
 
 
+def test_what_is_inside_counts_outside_too() -> None:
+    """The series that stands for a function repeats there what it is inside."""
+    ends = 5.0 + rings.STEPS
+    np.testing.assert_array_equal(rings.largest("g", lambda c: np.exp(-(c**2)), Ranges(-ends, ends)), np.ones(6))
+
+
 def test_boxes_see_what_one_coordinate_alone_does_not() -> None:
     lo, hi = -1.0 - rings.STEPS, 1.0 + rings.STEPS
     corner = rings.largest_on_boxes("g", lambda a, b: expit(50 * (a + b - 5.0)), [Ranges(lo, hi)] * 2)
