@@ -28,7 +28,7 @@ from elbotree.derivation.deadline import within
 from elbotree.derivation.grammar import FUNCTIONS, WORDS, B, nearest, parse_psi
 from elbotree.derivation.special import elementary, value_at
 from elbotree.derivation.spelling import spell
-from elbotree.runtime.errors import InputError, UnsupportedError
+from elbotree.runtime.errors import ElbotreeError, InputError, UnsupportedError
 
 _SHIPPED = {
     **{
@@ -64,6 +64,7 @@ PATIENCE = 10.0
 """How many seconds the whole of one psi may take."""
 
 _DERIVATIVES = 3  # how often an equation is differentiated in search of one that sympy can solve
+_LEAST = 3000  # decimal places of a constant
 _DIGITS = 40  # of a root found by bisection
 _GIVE_UP = (NotImplementedError, ValueError, TypeError, RecursionError)  # sympy's ways of saying that it does not know
 Result = TypeVar("Result")
@@ -232,12 +233,15 @@ def analyse(text: str) -> Psi:
 
 @lru_cache(maxsize=256)
 def _analyse(name: str, text: str) -> Psi:
-    expression = psi_expression(text)
     try:
-        found = within(PATIENCE, partial(_found, name, expression))
-    except (RecursionError, OverflowError, MemoryError) as error:
+        found = within(PATIENCE, lambda: _found(name, psi_expression(text)))
+    except ElbotreeError:
+        raise
+    except (RecursionError, OverflowError, MemoryError, ValueError) as error:
+        # Python does not write whole numbers of more than 4,300 digits
+        reason = "numbers of thousands of digits" if isinstance(error, ValueError) else str(error)
         raise UnsupportedError(
-            f"psi {name!r} is too involved for its breaks to be found ({error}); simplify it"
+            f"psi {name!r} is too involved for its breaks to be found ({reason}); simplify it"
         ) from None
     if found is None:
         raise UnsupportedError(
@@ -257,7 +261,10 @@ def _found(name: str, expression: sp.Expr) -> Psi:
     if not branches:
         raise InputError(f"psi {name!r} is real nowhere; mend the expression")
     _check_contiguous(branches, name)
-    return _classify(name, expression, _merge(branches), tuple(cuts))
+    found = _classify(name, expression, _merge(branches), tuple(cuts))
+    for printed in (found.value, found.derivative):  # 1e300 erf'(1e300 b) is written with 1e600
+        _check_constants(printed, name)
+    return found
 
 
 def _patiently(work: Callable[[], Result | None], seconds: float = SECONDS) -> Result | None:
@@ -346,6 +353,8 @@ def _check_constants(expression: sp.Expr, name: str) -> None:
             limit = 300 if node.is_Rational else sp.Float("1e300")
             if node != 0 and (not size.is_comparable or size > limit):
                 raise InputError(f"psi {name!r} holds a constant beyond 1e300; rescale the expression")
+            if node.is_Rational and node != 0 and size < -_LEAST:
+                raise InputError(f"psi {name!r} holds a constant below 1e-{_LEAST}; rescale the expression")
 
 
 def _cuts(expression: sp.Expr, name: str) -> list[sp.Expr]:
@@ -389,12 +398,12 @@ def _roots(expression: sp.Expr, name: str, low: sp.Expr, high: sp.Expr, derivati
         return set()
     terms = _exponential_terms(expression)
     if terms is not None:
-        return {root for root in _roots_of_exponentials(terms) if low <= root <= high}
+        return {root for root in _roots_of_exponentials(terms) if _lies(low, root, high)}
     listed = _patiently(lambda: sp.solveset(expression, B, sp.S.Reals), SECONDS / (1 + 2 * derivatives))
     if listed is sp.S.EmptySet:
         return set()
     if isinstance(listed, sp.FiniteSet):
-        return {root for root in listed if (root.is_real or root.is_comparable) and low <= root <= high}
+        return {root for root in listed if (root.is_real or root.is_comparable) and _lies(low, root, high)}
     if derivatives == _DERIVATIVES:
         raise UnsupportedError("out of reach")
     try:
@@ -404,6 +413,11 @@ def _roots(expression: sp.Expr, name: str, low: sp.Expr, high: sp.Expr, derivati
             f"psi {name!r}: the points where {expression} = 0 could not be listed (infinitely many, or no closed form), so "
             "its breaks are unknown; write it with where(), max, min or abs of simpler arguments"
         ) from None
+
+
+def _lies(low: sp.Expr, root: sp.Expr, high: sp.Expr) -> bool:
+    """Whether low <= root <= high, to the digits that places are known to: sympy has more of exact numbers, but not all."""
+    return bool(low.evalf(_DIGITS) <= root.evalf(_DIGITS) <= high.evalf(_DIGITS))
 
 
 def _polynomial_roots(polynomial: sp.Poly) -> set[sp.Expr]:
@@ -466,7 +480,7 @@ def _sign(value: sp.Expr) -> int:
 def _between_extremes(expression: sp.Expr, name: str, low: sp.Expr, high: sp.Expr, derivatives: int) -> set[sp.Expr]:
     """The roots in (low, high), by Rolle's theorem: one where the signs at two neighbouring extremes differ."""
     turning = _roots(sp.diff(expression, B), name, low, high, derivatives + 1)
-    edges = [low, *sorted({x for x in turning if low < x < high}, key=float), high]
+    edges = [low, *sorted({x for x in turning if _lies(low, x, high) and x not in (low, high)}, key=float), high]
     sides = "+" * (len(edges) - 1) + "-"
     return _crossings(
         expression, edges, [_sign_at(expression, at, side) for at, side in zip(edges, sides, strict=True)]

@@ -32,6 +32,7 @@ MAX_DECIMALS = 300  # the decimal exponent of a number, and its digits
 MAX_ANGLE = 10**15  # of a number that sin or cos is taken of: beyond, float64 has no digits of it
 MAX_TOWER = 3  # exponentials inside one another
 MAX_DEGREE = 256  # of a polynomial in b
+_DIGITS = 40  # of numbers that cannot be kept as they are written
 MAX_TERMS = 5000  # of a sum, after all of its products and powers are multiplied out
 
 _TOKEN = re.compile(
@@ -72,6 +73,21 @@ def silu(x: sp.Expr) -> sp.Expr:
 def hardtanh(x: sp.Expr, low: sp.Expr = -_ONE, high: sp.Expr = _ONE) -> sp.Expr:
     """x clipped to [low, high]."""
     return sp.Min(high, sp.Max(low, x))
+
+
+_EXACT = sp.Float("1e-9"), {sp.erf: 8}, 30  # sizes of arguments between which functions of numbers stay as they are
+
+
+def _settled(value: sp.Expr) -> sp.Expr:
+    """A number, to 40 digits where a function in it is so near to its limit, as in tanh(1e16) or cos(1e-300), that sympy could not
+    tell the two apart, or would compute 10^15 digits in order to."""
+    least, largest, most = _EXACT
+    for node in elementary(value).atoms(sp.Function):
+        size = abs(node.args[0].evalf(15))
+        if size != 0 and not least <= size <= largest.get(node.func, most):
+            number = value.evalf(_DIGITS)
+            return sp.Rational(number) if number.is_Float and number._prec > 3 * _DIGITS else value
+    return value
 
 
 @dataclass(frozen=True)
@@ -316,6 +332,7 @@ class _Parser:
             size = abs(elementary(value).evalf(15))
             if size.is_comparable and size.is_finite and not sp.Float("1e-300") < size < sp.Float("1e300"):
                 self.fail(at, "this number is not between 1e-300 and 1e300 in size; rescale psi")
+            return _settled(value)
         return value
 
     def atom(self) -> sp.Expr:

@@ -65,7 +65,10 @@ def checked_weights(kind: str, name: str, values: object) -> tuple[float, ...]:
     for i, mass in enumerate(masses):
         if mass < 0:
             raise InputError(f"{kind}: `{name}[{i}]` is {mass!r}; a probability cannot be negative")
-    total = math.fsum(masses)
+    try:
+        total = math.fsum(masses)
+    except OverflowError:
+        total = INF
     if not abs(total - 1) <= 1e-9:
         raise InputError(f"{kind}: `{name}` sums to {total!r}; probabilities must sum to 1 (within 1e-9)")
     if abs(total - 1) > len(masses) * 2.0**-52:  # leave sums that are 1 up to rounding, so that files round-trip

@@ -342,6 +342,8 @@ def test_masses_are_renormalised_and_their_sum_is_checked() -> None:
     assert sum(Discrete([0, 1, 2], [0.1, 0.2, 0.7 + 5e-10]).masses) == pytest.approx(1.0, abs=1e-15)
     with pytest.raises(InputError, match=r"`masses` sums to 1.00000000200*2?; probabilities must sum to 1"):
         Discrete([0, 1], [0.5, 0.500000002])
+    with pytest.raises(InputError, match=r"`masses` sums to inf; probabilities must sum to 1"):
+        Discrete([0, 1], [1e308, 1e308])
 
 
 @pytest.mark.parametrize(
