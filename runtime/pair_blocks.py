@@ -21,30 +21,21 @@ from numpy.typing import NDArray
 
 from elbotree.runtime.activations import Activation, compiler_of
 from elbotree.runtime.characteristic import LinearLaw
-from elbotree.runtime.errors import ElbotreeError, ExecutorError, UnsupportedError
+from elbotree.runtime.errors import ElbotreeError, ExecutorError
 from elbotree.runtime.fourier import Series
 from elbotree.runtime.frames import Axis
-from elbotree.runtime.pair_lattices import BLaw, PairLattice, PairSum, folded, sums_of
+from elbotree.runtime.pair_lattices import BLaw
+from elbotree.runtime.pair_sets import LatticeSet, Need, Sum, lattices_of, made_for
 from elbotree.runtime.psi_transform import PsiTransform
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 Pair = tuple[int, int]  # the numbers of two axes
 
-MAX_MODES = 8e6  # of the series of a pair; beyond it the engine says so instead of making the plan
 KEPT_BYTES = 1 << 30  # lattices are kept for the next expectation on the same pair up to this much memory a process
 
 
 # ------------------------------------------------------------------ what is asked
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a lattice was made for: the product of two series, with what is left out adding at most tol."""
-
-    s: Series
-    r: Series
-    tol: float
 
 
 @dataclass(frozen=True)
@@ -208,7 +199,8 @@ class Workbench:
         self.shared = copy.copy(shared)
         self.shared._sides = {}
         self._axes: dict[int, Axis] = {}
-        self._lattices: dict[Pair, tuple[int, PairLattice]] = {}  # with how many needs each was made for
+        self._lattices: dict[Pair, _Place] = {}
+        self._sets: dict[int, tuple[int, int]] = {}  # by id: how many pairs of a set are kept, and its bytes
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -219,52 +211,33 @@ class Workbench:
 
     def work(self, block: Block, most: int = KEPT_BYTES) -> Answer:
         """All that the block asks; afterwards its lattices are kept where they fit into `most` bytes."""
-        values, errors, grew = np.zeros(block.asked), np.zeros(block.asked), np.zeros(block.asked, dtype=bool)
-        rows = np.zeros((block.rows, len(self.shared.w) + 1))
-        for pair, needs, asks in self._but_once(block, values, errors):
-            a, b = self._axes_of(block, pair)
-            count, lattice = self._lattices.pop(pair, (0, None))
-            known = 0 if lattice is None else lattice.bytes
-            if count != len(needs):
-                lattice = None
-            if lattice is None and needs:
-                lattice = made_for(self.shared, a, b, needs)
-            for place, asked in asks:
-                found = None if lattice is None else _served(lattice, asked)
-                if lattice is None or found is None:
-                    grew[place], needs = True, (*needs, asked.need)
-                    lattice = made_for(self.shared, a, b, needs)
-                    product = _product(asked.s, asked.r, lattice.box)
-                    found = product, lattice.error(product)
-                product, errors[place] = found
-                lattice.make(block.ahead or asked.row is not None)
-                if asked.row is None:
-                    values[place] = lattice.value(product)
-                else:
-                    F = np.append(lattice.vector(product), lattice.value(product))
-                    rows[asked.row] += asked.weight * F
-            assert lattice is not None
-            self._keep(pair, len(needs), lattice, known, most)
-        return Answer(values, errors, grew, rows)
+        law = self.shared
+        found = _Found(block, len(law.costs) + len(law.w) + 2)
+        needs = {pair: needs for pair, needs, _ in block.pairs}
+        asks = [_Ask(pair, place, asked) for pair, _, asks in block.pairs for place, asked in asks]
+        known = [pair for pair, of in needs.items() if of]
+        held = self._taken(known, needs)
+        held |= self._made(block, [pair for pair in known if pair not in held], needs)
+        unserved = found.fill([ask for ask in asks if needs[ask.pair]], held)
+        # where a lattice leaves out too much, or there is none, it is made anew, also for what is asked now
+        growing = sorted([*unserved, *(ask for ask in asks if not needs[ask.pair])], key=lambda ask: ask.place)
+        if growing:
+            for ask in growing:
+                needs[ask.pair] = (*needs[ask.pair], ask.asked.need)
+            held |= self._made(block, list(dict.fromkeys(ask.pair for ask in growing)), needs)
+            found.fill(growing, held, whatever=True)
+        if not block.once:
+            self._keep(held, most)
+        grew = np.zeros(block.asked, dtype=bool)
+        grew[[ask.place for ask in growing]] = True
+        return Answer(found.values, found.errors, grew, law.with_F(found.combined()))
 
-    def _but_once(
-        self, block: Block, values: Array, errors: Array
-    ) -> Sequence[tuple[Pair, tuple[Need, ...], tuple[tuple[int, Asked], ...]]]:
-        """Pairs that one sum is all that is ever asked of are done in one go; the others are returned."""
-        if not (block.once and self.shared.at_once):
-            return block.pairs
-        places, sums, others = [], [], []
-        for pair, needs, asks in block.pairs:
-            if needs or len(asks) > 1:
-                others.append((pair, needs, asks))
-                continue
-            place, asked = asks[0]
-            s, r = asked.need.s, asked.need.r
-            places.append(place)
-            sums.append(PairSum(self._axes_of(block, pair), s.coefficients, r.coefficients[r.P :], asked.need.tol))
-        if sums:
-            values[places], errors[places] = sums_of(self.shared, sums)
-        return others
+    def _made(self, block: Block, pairs: Sequence[Pair], needs: Mapping[Pair, Sequence[Need]]) -> dict[Pair, _Place]:
+        """Lattices of these pairs, made together."""
+        if not pairs:
+            return {}
+        made = lattices_of(self.shared, [self._axes_of(block, p) for p in pairs], [needs[p] for p in pairs])
+        return {pair: _Place(len(needs[pair]), made, at) for at, pair in enumerate(pairs)}
 
     def _axes_of(self, block: Block, pair: Pair) -> tuple[Axis, Axis]:
         a, b = (self._axes.setdefault(number, block.axes[number]) for number in pair)
@@ -274,52 +247,98 @@ class Workbench:
         """Seconds on one core and bytes, on average, of pairs that were not asked for before."""
         seconds = memory = 0.0
         for pair, _, asks in block.pairs:
-            a, b = self._axes_of(block, pair)
-            need = asks[0][1].need
-            lattice = made_for(self.shared, a, b, (need,))
+            lattice = made_for(self.shared, self._axes_of(block, pair), (asks[0][1].need,))
             seconds += lattice.seconds() / len(block.pairs)
             memory += lattice.memory(vectors) / len(block.pairs)
         return seconds, memory
 
-    def _keep(self, pair: Pair, count: int, lattice: PairLattice, known: int, most: int) -> None:
-        """The newest go first where memory is short, since who goes through all pairs again begins with the oldest."""
-        size = lattice.bytes
+    def _taken(self, pairs: Sequence[Pair], needs: Mapping[Pair, Sequence[Need]]) -> dict[Pair, _Place]:
+        """The lattices of these pairs that are kept, those left out that were made for less than is needed."""
         with self._lock:
-            self._bytes -= known
-            if self._bytes + size <= most:
-                self._lattices[pair] = count, lattice
-                self._bytes += size
+            found = {pair: self._lattices.pop(pair) for pair in pairs if pair in self._lattices}
+            for place in found.values():
+                count, size = self._sets[id(place.set)]
+                self._sets[id(place.set)] = count - 1, size
+                if count == 1:
+                    del self._sets[id(place.set)]
+                    self._bytes -= size
+        return {pair: place for pair, place in found.items() if place.needs == len(needs[pair])}
+
+    def _keep(self, held: Mapping[Pair, _Place], most: int) -> None:
+        """The newest go first where memory is short, since who goes through all pairs again begins with the oldest."""
+        by_set: dict[int, list[Pair]] = {}
+        for pair, place in held.items():
+            by_set.setdefault(id(place.set), []).append(pair)
+        with self._lock:
+            for key, pairs in by_set.items():
+                count, known = self._sets.get(key, (0, 0))
+                size = held[pairs[0]].set.bytes
+                if self._bytes - known + size > most:
+                    continue
+                self._bytes += size - known
+                self._sets[key] = count + len(pairs), size
+                self._lattices.update((pair, held[pair]) for pair in pairs)
 
 
-def made_for(shared: BLaw, a: Axis, b: Axis, needs: Sequence[Need]) -> PairLattice:
-    """A lattice that serves all of these: a function of the needs, not of who made it before.
+@dataclass(frozen=True)
+class _Ask:
+    """What is asked of a pair, and where its answer goes."""
 
-    Raises UnsupportedError where their series have too many modes together.
+    pair: Pair
+    place: int
+    asked: Asked
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The lattice of a pair: with how many needs it was made, and where it is."""
+
+    needs: int
+    set: LatticeSet
+    at: int
+
+
+class _Found:
+    """What a block's lattices gave, in the order of the block whatever the order in which it was found.
+
+    values, errors  (asked,), as in `Answer`
+    parts           (asked, size) of those that ask for F, `BLaw.with_F`; 0 for the others
     """
-    box = max(need.s.P for need in needs), max(need.r.P for need in needs)
-    check_modes(box)
-    weights = np.maximum.reduce([np.abs(_product(need.s, need.r, box)) for need in needs])
-    return PairLattice(shared, a, b, weights, min(need.tol for need in needs))
 
+    def __init__(self, block: Block, size: int) -> None:
+        self._block, self._ahead = block, block.ahead
+        self.values, self.errors = np.zeros(block.asked), np.zeros(block.asked)
+        self.parts = np.zeros((block.asked if block.rows else 0, size))
 
-def check_modes(box: tuple[int, int]) -> None:
-    """Raises UnsupportedError where two series, cut at these modes, have too many together."""
-    if (2.0 * box[0] + 1) * (box[1] + 1) > MAX_MODES:
-        raise UnsupportedError(
-            f"the series of a pair of encoder parameters would need {2 * box[0] + 1:,} x {box[1] + 1:,} modes: a posterior mean "
-            "changes too fast on the range of its parameter; loosen tol, raise input.noise_std, or make the encoder's rows smaller"
-        )
+    def fill(self, asks: Sequence[_Ask], held: Mapping[Pair, _Place], whatever: bool = False) -> list[_Ask]:
+        """Answer those whose lattices leave out no more than is allowed, or `whatever` they leave out; the others are returned."""
+        by_set: dict[int, list[_Ask]] = {}
+        for ask in asks:
+            by_set.setdefault(id(held[ask.pair].set), []).append(ask)
+        others: list[_Ask] = []
+        for of_set in by_set.values():
+            lattices = held[of_set[0].pair].set
+            sums = [Sum(held[ask.pair].at, ask.asked.s, ask.asked.r) for ask in of_set]
+            errors = lattices.errors(sums)
+            served = [whatever or error <= ask.asked.allowed for ask, error in zip(of_set, errors, strict=True)]
+            others += [ask for ask, good in zip(of_set, served, strict=True) if not good]
+            for with_F in (False, True):
+                which = [i for i, ask in enumerate(of_set) if served[i] and (ask.asked.row is not None) == with_F]
+                if not which:
+                    continue
+                places, these = [of_set[i].place for i in which], [sums[i] for i in which]
+                self.errors[places] = errors[which]
+                if with_F:
+                    self.parts[places] = lattices.parts(these)
+                else:
+                    self.values[places] = lattices.values(these, self._ahead)
+        return others
 
-
-def _served(lattice: PairLattice, asked: Asked) -> tuple[ComplexArray, float] | None:
-    """The coefficients on the lattice's box, and what it leaves out of their sum; None where that is too much."""
-    if lattice.box[0] < asked.s.P or lattice.box[1] < asked.r.P:
-        return None
-    product = _product(asked.s, asked.r, lattice.box)
-    error = lattice.error(product)
-    return (product, error) if error <= asked.allowed else None
-
-
-def _product(s: Series, r: Series, box: tuple[int, int]) -> ComplexArray:
-    """The product of two series, on a box of modes with one of each (n, -n)."""
-    return folded(s.grown(box[0]), r.grown(box[1])[box[1] :])
+    def combined(self) -> Array:
+        """For each row of the block, the weighted sum of the parts that belong to it, (rows, size)."""
+        weights = np.zeros((self._block.rows, len(self.parts)))
+        for _, _, asks in self._block.pairs:
+            for place, asked in asks:
+                if asked.row is not None:
+                    weights[asked.row, place] = asked.weight
+        return weights @ self.parts

@@ -11,7 +11,6 @@ each mode walks |k| only as far as its own weight asks. Sources: all that see (p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
@@ -34,10 +33,10 @@ _BLOCK = 200_000  # lattice points that the numpy walk holds at once
 _COMPILE_FROM = 100_000  # points from which a lattice is walked by compiled loops even where the others are not
 # Modes turn independently of one another: what is left out of them adds up like independent errors, of which this many
 # standard deviations are counted.
-_SPREAD = 3.0
+SPREAD = 3.0
 _HIGHEST = 8  # degree of the merged polynomial: rounding grows as steps^degree
 # nanoseconds: of a pair; of a point, for itself, a wave of a source, a table look-up, a degree of the polynomial
-_PREPARED, _WALK, _WAVE, _TABLE, _DEGREE = 2e5, 4.5, 1.3, 7.0, 0.6
+_PREPARED, _WALK, _WAVE, _TABLE, DEGREE = 2e5, 4.5, 1.3, 7.0, 0.6
 _NUMPY = 25.0  # how many times longer the numpy walk takes
 
 # the monomials |p|^c |q|^d, c + d < ORDERS, by degree
@@ -53,7 +52,7 @@ def _steps(count: int, degree: int) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _step_table(count: int) -> Array:
+def step_table(count: int) -> Array:
     """`_steps` of each degree from 2 on, (.., count)."""
     return np.array([_steps(count, d) for d in range(2, _HIGHEST + 1)])
 
@@ -116,7 +115,7 @@ class BLaw:
         exponents = np.arange(ORDERS)
         p_powers = np.abs(first + np.arange(weight.shape[0])).astype(float)[:, None] ** exponents
         q_powers = np.arange(weight.shape[1]).astype(float)[:, None] ** exponents
-        moments = self.norm * _SPREAD * np.sqrt((p_powers**2).T @ weight**2 @ q_powers**2)
+        moments = self.norm * SPREAD * np.sqrt((p_powers**2).T @ weight**2 @ q_powers**2)
         parts = self.by_monomial[_C, _D] * (np.abs(A) ** exponents[:, None])[_C] * (np.abs(B) ** exponents[:, None])[_D]
         by_degree = np.add.reduceat(parts * moments[_C, _D][:, None], _STARTS, axis=0)
         by_degree[:, ~self.weak.usable] = np.inf  # also where the pair does not see it: there is no log phi_i to add
@@ -125,7 +124,7 @@ class BLaw:
         left = beyond[3 : _HIGHEST + 2] + by_degree[-1]
         order = np.argsort(left, axis=1)
         fits = np.cumsum(np.take_along_axis(left, order, axis=1), axis=1) <= budget
-        costs = _DEGREE * np.arange(2, _HIGHEST + 1) + (self.costs[order] * ~fits).sum(axis=1)
+        costs = DEGREE * np.arange(2, _HIGHEST + 1) + (self.costs[order] * ~fits).sum(axis=1)
         rounding = np.sqrt(np.einsum("drq,rq->d", _amplification(first, weight.shape) ** 2, weight**2))
         costs[1:][self.unit * rounding[1:] > 0.2 * budget] = np.inf
         best = int(np.argmin(costs))
@@ -137,9 +136,18 @@ class BLaw:
         table[_C[high:], _D[high:]] = parts[high:] @ merged
         return degree, merged, p_powers @ table @ q_powers.T
 
+    def with_F(self, parts: Array) -> Array:
+        """E[.. F], F = (f, 1), of sums over a pair's lattice with coefficients c, or of combinations of such, from the sums' parts:
+        (.., m + n2 + 2) of Im c times the sources' derivatives, Im c times the frequencies in y, Re c times psi's sums, and the
+        value Re c X."""
+        m = len(self.costs)
+        sources, omega, of_psi, values = np.split(parts, [m, m + len(self.w), m + len(self.w) + 1], axis=1)
+        f = sources @ self.law.loadings.T - omega @ self.law.noise + values * self.law.mean + of_psi * self.w
+        return np.concatenate([f, values], axis=1)
+
     @property
     def at_once(self) -> bool:
-        """Whether `sums_of` can be asked: the loops are compiled, and know psi in closed form."""
+        """Whether many pairs can be walked in one call: the loops are compiled, and know psi in closed form."""
         return self.compiled and self.transform is not None and self.transform.psi.pieces is not None
 
     def sources(self, reach: float) -> tuple[Any, ...]:
@@ -213,8 +221,8 @@ def _plan(shared: BLaw, one: _Side, two: _Side, weights: Array, tol: float) -> _
         return _Plan(
             *plan_pair(
                 weights, noise, np.array([one.shift, two.shift]), tol, shared.tail, one.sources, two.sources,
-                shared.by_monomial, shared.weak.usable, shared.costs, _step_table(max(P, Q) + 1), shared.norm,
-                shared.unit, _SPREAD, _DEGREE,
+                shared.by_monomial, shared.weak.usable, shared.costs, step_table(max(P, Q) + 1), shared.norm,
+                shared.unit, SPREAD, DEGREE,
             )
         )  # fmt: skip
     p, q = np.arange(-P, P + 1)[:, None], np.arange(Q + 1)[None, :]
@@ -224,11 +232,11 @@ def _plan(shared: BLaw, one: _Side, two: _Side, weights: Array, tol: float) -> _
     off_center = np.ceil(np.abs(p * one.shift + q * two.shift)).astype(np.int64)
     # the smallest weights that add up to at most a quarter of tol are not walked
     flat = np.sort(size, axis=None)
-    least = flat[min(int(np.searchsorted(_SPREAD * np.sqrt(np.cumsum(flat**2)), 0.25 * tol)), len(flat) - 1)]
+    least = flat[min(int(np.searchsorted(SPREAD * np.sqrt(np.cumsum(flat**2)), 0.25 * tol)), len(flat) - 1)]
     walked = (size >= least) & (gauss > 0)
     count = max(1, int(walked.sum()))
     with np.errstate(divide="ignore"):
-        allowed = np.where(walked, 0.25 * tol / (_SPREAD * count**0.5 * np.maximum(size, 1e-300)), np.inf)
+        allowed = np.where(walked, 0.25 * tol / (SPREAD * count**0.5 * np.maximum(size, 1e-300)), np.inf)
     limits = len(shared.tail) - np.searchsorted(shared.tail[::-1], allowed, side="right")
     limits = np.where(walked, np.minimum(limits + off_center, shared.b_modes), -1)
     # a step in q multiplies what stands at the last one: no mode may walk further than those before it
@@ -251,66 +259,6 @@ def _plan(shared: BLaw, one: _Side, two: _Side, weights: Array, tol: float) -> _
     slack[part] = np.where(inner >= 0, missing, gauss[part])
     walked_part = np.where((inner >= 0) & (gauss[part] > 0), 1.0, 0.0)
     return _Plan(first, inner, walked_part, degree, merged, slack)
-
-
-@dataclass(frozen=True)
-class PairSum:
-    """One sum over the lattice of two axes: with coefficients s (2P + 1,) of p = -P..P and r (Q + 1,) of q = 0..Q, and what may be
-    left out of it."""
-
-    axes: tuple[Axis, Axis]
-    s: ComplexArray
-    r: ComplexArray
-    tol: float
-
-
-def sums_of(shared: BLaw, asked: Sequence[PairSum]) -> tuple[Array, Array]:
-    """The sums, and what is left out of each: as `PairLattice.value` and `PairLattice.error` of lattices that are made for
-    nothing else and not kept, but in one call of compiled loops. Only where `shared.at_once`.
-
-    Raises UnsupportedError where a lattice has too many points.
-    """
-    from elbotree.runtime import pair_loops
-
-    sum_pairs: Any = pair_loops.sum_pairs
-    law, transform = shared.law, shared.transform
-    assert transform is not None
-    met = {id(axis): axis for one in asked for axis in one.axes}
-    number = {key: place for place, key in enumerate(met)}
-    sides = [shared.side(axis) for axis in met.values()]
-    pairs = np.array([[number[id(axis)] for axis in one.axes] for one in asked])
-    boxes = np.array([[len(one.s) // 2, len(one.r) - 1] for one in asked])
-    series = [part for one in asked for part in (one.s, one.r)]
-    ends = np.cumsum([len(part) for part in series])
-    starts = np.append(0, ends[:-1]).reshape(-1, 2)
-    plain = np.array([side.plain for side in sides])
-    steps = np.array([*(side.step for side in sides), shared.b_step])
-    loads = np.array([side.sources for side in sides])
-    axes = (
-        plain @ law.noise @ plain.T,
-        steps @ law.noise @ steps.T,
-        np.array([side.shift for side in sides]),
-        loads,
-        np.array([side.psi for side in sides]),
-    )
-    furthest = np.abs(loads[pairs]) * (boxes + 1)[:, :, None]  # of the phase of each source in each sum
-    sources = shared.sources(
-        float(furthest.sum(axis=1).max(initial=0.0)) + float(np.abs(shared.along).max(initial=0.0)) * shared.b_modes
-    )
-    values, errors = np.zeros(len(asked)), np.zeros(len(asked))
-    refused = sum_pairs(
-        pairs, boxes, starts, np.concatenate(series), np.array([one.tol for one in asked]), axes,
-        (
-            shared.tail, shared.by_monomial, shared.weak.usable, shared.costs, _step_table(int(boxes.max()) + 1), shared.norm,
-            shared.unit, _SPREAD, _DEGREE, shared.along, shared.weak.parts, shared.b_modes,
-        ),
-        (transform.pieces, transform.step, transform.hi - transform.lo), sources, MAX_POINTS, values, errors,
-    )  # fmt: skip
-    if refused >= 0:
-        one = asked[refused]
-        a, b = one.axes
-        PairLattice(shared, a, b, np.abs(folded(one.s, one.r)), one.tol)  # says why
-    return values, errors
 
 
 def folded(s: ComplexArray, r: ComplexArray) -> ComplexArray:
@@ -363,7 +311,7 @@ class PairLattice:
 
     def seconds(self) -> float:
         """About how long the walk takes on one core."""
-        each = _WALK + _DEGREE * self.degree + float(self.shared.costs[~self.merged].sum())
+        each = _WALK + DEGREE * self.degree + float(self.shared.costs[~self.merged].sum())
         return 1e-9 * (_PREPARED + self.points * each * (1.0 if self.compiled else _NUMPY))
 
     def memory(self, vectors: bool) -> int:
@@ -522,10 +470,10 @@ class PairLattice:
     # ------------------------------------------------------------------ what a function of the pair asks
 
     def error(self, coefficients: ComplexArray) -> float:
-        """What the lattice leaves out of, or gets wrong in, a sum with these coefficients: `_SPREAD` standard deviations of modes
+        """What the lattice leaves out of, or gets wrong in, a sum with these coefficients: `SPREAD` standard deviations of modes
         that turn independently, or the sum over all of them, a bound, where that is less."""
         parts = np.abs(coefficients) * self.slack
-        return min(float(parts.sum()), float(_SPREAD * np.sqrt((parts**2).sum())))
+        return min(float(parts.sum()), float(SPREAD * np.sqrt((parts**2).sum())))
 
     def value(self, coefficients: ComplexArray) -> float:
         """Re sum coefficients X: E of the function with this double Fourier series, (2P + 1, Q + 1) and one of each (n, -n)."""
@@ -534,7 +482,11 @@ class PairLattice:
         return float(np.sum(coefficients[self._part] * self._sums[0][0]).real)
 
     def vector(self, coefficients: ComplexArray) -> Array:
-        """The same of E[f ..], (n2,).
+        """The same of E[f ..], (n2,)."""
+        return self.shared.with_F(self.parts(coefficients)[None])[0, :-1]
+
+    def parts(self, coefficients: ComplexArray) -> Array:
+        """What `BLaw.with_F` makes E[f ..] from, (m + n2 + 2,).
 
         E[y e^{..}] takes -i phi_i' prod_{l != i} phi_l from each source: for the merged ones phi_i' / phi_i is the derivative
         of the polynomial, whose monomials meet sums over the modes that all sources share.
@@ -543,16 +495,13 @@ class PairLattice:
         assert self._sums is not None
         X, terms, by_source, by_k = self._sums
         c = coefficients[self._part]
-        law, shared = self.law, self.shared
         p, q = (self.first + np.arange(c.shape[0])).astype(float), np.arange(c.shape[1]).astype(float)
         sources = self._merged_slopes(c, terms)
         sources[~self.merged] = np.tensordot(by_source, c, axes=2).imag
         sum_p, sum_q = np.sum(c * X[0] * p[:, None]), np.sum(c * X[0] * q)
-        omega = np.array([sum_p, sum_q]) @ self._V + np.sum(c * by_k) * shared.b_step
-        out = law.loadings @ sources - law.noise @ omega.imag + np.sum(c * X[0]).real * law.mean
-        if shared.transform is not None:
-            out = out + np.sum(c * X[1]).real * shared.w
-        return np.asarray(out)
+        omega = np.array([sum_p, sum_q]) @ self._V + np.sum(c * by_k) * self.shared.b_step
+        of_psi = 0.0 if self.shared.transform is None else np.sum(c * X[1]).real
+        return np.concatenate([sources, omega.imag, [of_psi, self.value(coefficients)]])
 
     def _merged_slopes(self, c: ComplexArray, terms: Array) -> Array:
         """Im of the sum over modes of c sum_k terms phi_i' / phi_i for the merged sources, 0 for the others, (m,)."""

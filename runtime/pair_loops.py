@@ -1,5 +1,6 @@
 """The inner loops of a pair's lattice, compiled by numba: what `pair_lattices` does in numpy, point by point. `plan_pair` says
-which points there are, `walk_pair` sums over them; `sum_pairs` does both for many pairs in one call, which holds no lock.
+which points there are, `walk_pair` sums over them; `plan_pairs`, `walk_pairs` and `read_pairs` do so for many pairs in one call,
+which holds no lock.
 
 One row of modes (p fixed, q = 0, 1, ..) at a time, as arrays over k, the frequencies of b, in the first-level cache. The
 merged sources are exp(T(p, q; k)), T a polynomial of degree R in (p, q): with the exponentials of its differences at
@@ -202,7 +203,7 @@ def _plan_pair(
 
 
 plan_pair = _entry(_plan_pair)
-_planned = _jit(_plan_pair)  # for `sum_pairs`: loops are inlined into what the cache holds
+_planned = _jit(_plan_pair)  # for `plan_pairs`: loops are inlined into what the cache holds
 
 
 @_jit
@@ -501,91 +502,6 @@ walk_pair = _entry(_walk_pair)
 _walked = _jit(_walk_pair)
 
 
-@_entry
-def sum_pairs(
-    pairs: Any, boxes: Any, starts: Any, series: Any, tols: Any, axes: Any, shared: Any, psi: Any, sources: Any,
-    most: float, values: Any, errors: Any,
-) -> Any:  # fmt: skip
-    """Plan and walk pairs one after the other, each for one sum: sum_(p, q) 2 Re s_p r_q X(p, q), with (0, q) and (p, 0) counted
-    once. The place of the first pair that has more than `most` points times sources, after which nothing is done; else -1.
-
-    pairs (N, 2): their axes; boxes (N, 2): P and Q; starts (N, 2): where s, of p = -P..P, and r, of q = 0..Q, begin in `series`;
-    tols (N,): for `plan_pair`; values, errors (N,): what comes out.
-    axes = plain, steps, shifts, loads, phases. plain (axes, axes) and steps (axes + 1, axes + 1): covariances of the noise along
-    `_Side.plain` and along `_Side.step` and, last, a step of b; shifts (axes,), loads (axes, m), phases (axes, 3).
-    shared = those arguments of `plan_pair` that all pairs share, then `along`, `coefficients` and b_modes. psi = pieces, step,
-    length, and sources, as in `walk_pair`.
-    """
-    plain, across, shifts, loads, all_phases = axes
-    tail, tables, usable, costs, steps, norm, unit, spread, each, along, coefficients, b_modes = shared
-    pieces, step, length = psi
-    start, atoms, masses, poles, rotate, table_row, table_length, table_step, source_tables = sources
-    noise, pair_shifts, phases = np.empty((2, 2)), np.empty(2), np.empty((3, 2))
-    last = across.shape[0] - 1
-    for n in range(pairs.shape[0]):
-        one, two = pairs[n, 0], pairs[n, 1]
-        P, Q = boxes[n, 0], boxes[n, 1]
-        product = np.empty((2 * P + 1, Q + 1), dtype=np.complex128)
-        weights = np.empty((2 * P + 1, Q + 1))
-        for row in range(2 * P + 1):
-            for q in range(Q + 1):
-                # one of each (n, -n): at q = 0 the modes p > 0 stand for both, and p = 0 for itself
-                twice = 2.0 if q > 0 or row > P else 1.0 if row == P else 0.0
-                product[row, q] = twice * series[starts[n, 0] + row] * series[starts[n, 1] + q]
-                weights[row, q] = abs(product[row, q])
-        noise[0, 0], noise[1, 1] = plain[one, one], plain[two, two]
-        noise[0, 1] = noise[1, 0] = plain[one, two]
-        pair_shifts[0], pair_shifts[1] = shifts[one], shifts[two]
-        A, B = loads[one], loads[two]
-        first, limits, walked, degree, merged, slack = _planned(
-            weights, noise, pair_shifts, tols[n], tail, A, B, tables, usable, costs, steps, norm, unit, spread, each
-        )
-        reach, points = 0, 0.0
-        for row in range(limits.shape[0]):
-            for q in range(limits.shape[1]):
-                reach = max(reach, limits[row, q])
-                points += max(2.0 * limits[row, q] + 1.0, 0.0)
-        chosen = np.nonzero(~merged)[0]
-        if points * (1.0 + len(chosen)) > most:
-            return n
-        K = 2 * reach + 1
-        gaussian = np.zeros((degree + 1, degree + 1, K), dtype=np.complex128)
-        for k in range(K):
-            gaussian[0, 0, k] = -0.5 * across[last, last] * (k - reach) ** 2
-            gaussian[1, 0, k] = -across[one, last] * (k - reach)
-            gaussian[0, 1, k] = -across[two, last] * (k - reach)
-        gaussian[2, 0, :] = -0.5 * across[one, one]
-        gaussian[1, 1, :] = -across[one, two]
-        gaussian[0, 2, :] = -0.5 * across[two, two]
-        for part in range(3):
-            phases[part, 0], phases[part, 1] = all_phases[one, part], all_phases[two, part]
-        begin = b_modes - reach
-        inside = rotate[:, :, begin : begin + K].copy()
-        X = np.zeros((1, limits.shape[0], limits.shape[1]), dtype=np.complex128)
-        _walked(
-            gaussian, np.nonzero(merged)[0], A, B, coefficients, begin, first - P, limits, walked, chosen, along,
-            (start, atoms, masses, poles, inside, table_row, table_length, table_step, source_tables),
-            (phases, pieces, step, length, np.zeros((0, 0, 0, 0), dtype=np.complex128)),
-            (
-                X, np.zeros((2, 0)), np.zeros((0, 0), dtype=np.int64), np.zeros((0, 0, 0), dtype=np.complex128),
-                np.zeros((0, 0), dtype=np.complex128),
-            ),
-        )  # fmt: skip
-        total = 0.0
-        for row in range(limits.shape[0]):
-            for q in range(limits.shape[1]):
-                c = product[first + row, q]
-                total += c.real * X[0, row, q].real - c.imag * X[0, row, q].imag
-        plainly, squared = 0.0, 0.0
-        for row in range(2 * P + 1):
-            for q in range(Q + 1):
-                left = weights[row, q] * slack[row, q]
-                plainly += left
-                squared += left * left
-        values[n], errors[n] = total, min(plainly, spread * np.sqrt(squared))
-    return -1
-
-
 @_jit
 def _add_four(weights: Any, of: Any, to: Any, lo: Any, hi: Any) -> None:
     """to += sum of weights[i] of[i] over four arrays (2, K), k in [lo, hi): `to` is loaded and stored once for all."""
@@ -595,8 +511,7 @@ def _add_four(weights: Any, of: Any, to: Any, lo: Any, hi: Any) -> None:
             to[part, k] += w0 * of[0, part, k] + w1 * of[1, part, k] + w2 * of[2, part, k] + w3 * of[3, part, k]
 
 
-@_entry
-def merged_slopes(
+def _merged_slopes_of(
     c: Any, terms: Any, starts: Any, limits: Any, first: int, degree: int, chosen: Any, A: Any, B: Any, coefficients: Any,
     begin: int, out: Any,
 ) -> None:  # fmt: skip
@@ -673,3 +588,192 @@ def merged_slopes(
             for k in range(K):
                 total += coefficients[m + 1, i, 1, begin + k] * slope[0, k]
         out[i] = total
+
+
+merged_slopes = _entry(_merged_slopes_of)
+_merged_slopes = _jit(_merged_slopes_of)
+
+
+@_jit
+def _coefficient(series: Any, s_at: int, P: int, r_at: int, Q: int, p: int, q: int) -> Any:
+    """What mode (p, q) has in the product of s, of -P..P, and r, of 0..Q, which begin at s_at and r_at of `series`, their
+    coefficients or the absolute ones; of each (n, -n) one stands for both: those with q > 0, and of q = 0 those with p >= 0."""
+    if abs(p) > P or q > Q or (q == 0 and p < 0):
+        return 0.0 * series[0]
+    return (2.0 if q > 0 or p > 0 else 1.0) * series[s_at + P + p] * series[r_at + q]
+
+
+@_entry
+def plan_pairs(
+    pairs: Any, boxes: Any, needs: Any, sizes: Any, tols: Any, plain: Any, shifts: Any, loads: Any, shared: Any, at: Any,
+    limits: Any, walked: Any, slack: Any, merged: Any, plans: Any,
+) -> None:  # fmt: skip
+    """`plan_pair` for pairs one after the other, each for the largest coefficients of its needs.
+
+    pairs (N, 2): their axes; boxes (N, 2): P and Q; needs (.., 5): which pair, and then s_at, P, r_at, Q of `_coefficient`, the
+    needs of a pair one after the other; sizes: the absolute series; tols (N,). plain (axes, axes): covariance of the noise along
+    `_Side.plain`; shifts (axes,), loads (axes, m); shared: those arguments of `plan_pair` that all pairs share.
+    What comes out, of pair n from at[n] on: limits, walked (rows times columns) and slack (the whole box), merged (N, m), and
+    plans (N, 6): first, rows, columns, degree, the largest limit and the number of lattice points.
+    """
+    tail, tables, usable, costs, steps, norm, unit, spread, each = shared
+    noise, pair_shifts = np.empty((2, 2)), np.empty(2)
+    of = 0
+    for n in range(pairs.shape[0]):
+        one, two = pairs[n, 0], pairs[n, 1]
+        P, Q = boxes[n, 0], boxes[n, 1]
+        weights = np.zeros((2 * P + 1, Q + 1))
+        while of < needs.shape[0] and needs[of, 0] == n:
+            for row in range(2 * P + 1):
+                for q in range(Q + 1):
+                    size = _coefficient(sizes, needs[of, 1], needs[of, 2], needs[of, 3], needs[of, 4], row - P, q)
+                    weights[row, q] = max(weights[row, q], size)
+            of += 1
+        noise[0, 0], noise[1, 1] = plain[one, one], plain[two, two]
+        noise[0, 1] = noise[1, 0] = plain[one, two]
+        pair_shifts[0], pair_shifts[1] = shifts[one], shifts[two]
+        first, inner, wanted, degree, joined, left = _planned(
+            weights, noise, pair_shifts, tols[n], tail, loads[one], loads[two], tables, usable, costs, steps, norm, unit,
+            spread, each,
+        )  # fmt: skip
+        rows, columns = inner.shape
+        reach, points = 0, 0
+        for row in range(rows):
+            for q in range(columns):
+                limits[at[n] + row * columns + q] = inner[row, q]
+                walked[at[n] + row * columns + q] = wanted[row, q]
+                reach = max(reach, inner[row, q])
+                points += max(2 * inner[row, q] + 1, 0)
+        slack[at[n] : at[n + 1]] = left.ravel()
+        merged[n] = joined
+        plans[n, 0], plans[n, 1], plans[n, 2], plans[n, 3] = first - P, rows, columns, degree
+        plans[n, 4], plans[n, 5] = reach, points
+
+
+@_entry
+def walk_pairs(
+    pairs: Any, plans: Any, at: Any, limits: Any, walked: Any, merged: Any, axes: Any, shared: Any, psi: Any, sources: Any,
+    places: Any, starts: Any, sums: Any,
+) -> None:  # fmt: skip
+    """`walk_pair` for pairs that `plan_pairs` planned, one after the other, of a psi that is linear on pieces.
+
+    axes = steps, loads, phases. steps (axes + 1, axes + 1): covariance of the noise along `_Side.step` and, last, a step of b;
+    loads (axes, m); phases (axes, 3). shared = along, coefficients, b_modes; psi = pieces, step, length, and sources, as in
+    `walk_pair`. sums = X, terms, by_source, by_k, flat, those of pair n from places[n] (4) on, and starts, where the terms of each
+    mode begin among the pair's own, from at[n] on; for X alone the others are empty.
+    """
+    across, loads, all_phases = axes
+    along, coefficients, b_modes = shared
+    pieces, step, length = psi
+    start, atoms, masses, poles, rotate, table_row, table_length, table_step, source_tables = sources
+    X, terms, by_source, by_k = sums
+    vectors = by_k.shape[0] > 0
+    powers = 2 if vectors else 1
+    phases, base = np.empty((3, 2)), np.zeros((0, 0, 0, 0), dtype=np.complex128)
+    last = across.shape[0] - 1
+    for n in range(pairs.shape[0]):
+        one, two = pairs[n, 0], pairs[n, 1]
+        first, rows, columns, degree, reach, points = plans[n]
+        size = rows * columns
+        K, begin = 2 * reach + 1, b_modes - reach
+        gaussian = np.zeros((degree + 1, degree + 1, K), dtype=np.complex128)
+        for k in range(K):
+            gaussian[0, 0, k] = -0.5 * across[last, last] * (k - reach) ** 2
+            gaussian[1, 0, k] = -across[one, last] * (k - reach)
+            gaussian[0, 1, k] = -across[two, last] * (k - reach)
+        gaussian[2, 0, :] = -0.5 * across[one, one]
+        gaussian[1, 1, :] = -across[one, two]
+        gaussian[0, 2, :] = -0.5 * across[two, two]
+        for part in range(3):
+            phases[part, 0], phases[part, 1] = all_phases[one, part], all_phases[two, part]
+        chosen = np.nonzero(~merged[n])[0]
+        own_limits = limits[at[n] : at[n] + size].reshape((rows, columns))
+        own_starts = starts[at[n] : at[n] + size].reshape((rows, columns))
+        x, t, e, k_at = places[n]
+        walks = points if vectors else 0
+        own_terms = terms[t : t + 2 * walks].reshape((2, walks))
+        E = len(chosen) if vectors else 0
+        count = 0
+        for row in range(rows):
+            for q in range(columns):
+                own_starts[row, q] = count
+                count += max(2 * own_limits[row, q] + 1, 0)
+        _walked(
+            gaussian, np.nonzero(merged[n])[0], loads[one], loads[two], coefficients, begin, first, own_limits,
+            walked[at[n] : at[n] + size].reshape((rows, columns)), chosen, along,
+            (
+                start, atoms, masses, poles, rotate[:, :, begin : begin + K].copy(), table_row, table_length, table_step,
+                source_tables,
+            ),
+            (phases, pieces, step, length, base),
+            (
+                X[x : x + powers * size].reshape((powers, rows, columns)), own_terms, own_starts,
+                by_source[e : e + E * size].reshape((E, rows, columns)),
+                by_k[k_at : k_at + (size if vectors else 0)].reshape((rows if vectors else 0, columns)),
+            ),
+        )  # fmt: skip
+
+
+@_entry
+def errors_of_sums(asked: Any, sizes: Any, boxes: Any, at: Any, slack: Any, spread: float, errors: Any) -> None:
+    """`PairLattice.error` for each asked (.., 5), as `needs` of `plan_pairs`; infinite where the lattice's box is too small."""
+    for i in range(asked.shape[0]):
+        n, s_at, P, r_at, Q = asked[i]
+        if boxes[n, 0] < P or boxes[n, 1] < Q:
+            errors[i] = np.inf
+            continue
+        width = boxes[n, 1] + 1
+        plainly, squared = 0.0, 0.0
+        for p in range(-P, P + 1):
+            for q in range(Q + 1):
+                left = _coefficient(sizes, s_at, P, r_at, Q, p, q) * slack[at[n] + (p + boxes[n, 0]) * width + q]
+                plainly += left
+                squared += left * left
+        errors[i] = min(plainly, spread * np.sqrt(squared))
+
+
+@_entry
+def read_pairs(
+    asked: Any, series: Any, pairs: Any, plans: Any, at: Any, limits: Any, merged: Any, loads: Any, coefficients: Any,
+    b_modes: int, places: Any, starts: Any, sums: Any, values: Any, slopes: Any, shares: Any,
+) -> None:  # fmt: skip
+    """What `PairLattice.value`, and `PairLattice.vector` where `slopes` is not empty, take from the lattices for each asked
+    (A, 5), as `needs` of `plan_pairs`: Re sum c X_0 as values (A,), Im of the sources' derivatives as slopes (A, m), and as
+    shares (A, 4) Im of the sums of c X_0 p, c X_0 q and c times those with k, and Re sum c X_1. The rest as in `walk_pairs`."""
+    X, terms, by_source, by_k = sums
+    vectors = slopes.shape[0] > 0
+    for i in range(asked.shape[0]):
+        n, s_at, P, r_at, Q = asked[i]
+        first, rows, columns, degree, reach, points = plans[n]
+        size = rows * columns
+        x, t, e, k_at = places[n]
+        c = np.empty((rows, columns), dtype=np.complex128)
+        total = 0.0
+        for row in range(rows):
+            for q in range(columns):
+                c[row, q] = _coefficient(series, s_at, P, r_at, Q, first + row, q)
+                total += (c[row, q] * X[x + row * columns + q]).real
+        values[i] = total
+        if not vectors:
+            continue
+        of_p, of_q, of_k, of_psi = 0.0, 0.0, 0.0, 0.0
+        for row in range(rows):
+            for q in range(columns):
+                at_mode = row * columns + q
+                turned = (c[row, q] * X[x + at_mode]).imag
+                of_p += turned * (first + row)
+                of_q += turned * q
+                of_k += (c[row, q] * by_k[k_at + at_mode]).imag
+                of_psi += (c[row, q] * X[x + size + at_mode]).real
+        shares[i, 0], shares[i, 1], shares[i, 2], shares[i, 3] = of_p, of_q, of_k, of_psi
+        chosen = np.nonzero(~merged[n])[0]
+        for apart in range(len(chosen)):
+            total = 0.0
+            for at_mode in range(size):
+                total += (c[at_mode // columns, at_mode % columns] * by_source[e + apart * size + at_mode]).imag
+            slopes[i, chosen[apart]] = total
+        _merged_slopes(
+            c, terms[t : t + 2 * points].reshape((2, points)), starts[at[n] : at[n] + size].reshape((rows, columns)),
+            limits[at[n] : at[n] + size].reshape((rows, columns)), first, degree, np.nonzero(merged[n])[0],
+            loads[pairs[n, 0]], loads[pairs[n, 1]], coefficients, b_modes - reach, slopes[i],
+        )  # fmt: skip

@@ -34,8 +34,9 @@ from elbotree.runtime.frames import Axis, Coordinate
 from elbotree.runtime.integrands import Integrand
 from elbotree.runtime.models import Encoder
 from elbotree.runtime.output_law import OutputLaw
-from elbotree.runtime.pair_blocks import KEPT_BYTES, Answer, Asked, Block, LawData, Need, Pair, Workbench, check_modes
+from elbotree.runtime.pair_blocks import KEPT_BYTES, Answer, Asked, Block, LawData, Pair, Workbench
 from elbotree.runtime.pair_lattices import BLaw
+from elbotree.runtime.pair_sets import Need, check_modes
 from elbotree.runtime.psi_transform import PsiTransform
 from elbotree.runtime.rings import Ranges
 

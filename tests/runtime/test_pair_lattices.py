@@ -10,13 +10,11 @@ import pytest
 
 import elbotree as et
 from elbotree.evaluation import kernels_for
-from elbotree.runtime import pair_lattices
-from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.fourier import Period
 from elbotree.runtime.frames import Axis, Frame
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
-from elbotree.runtime.pair_lattices import BLaw, PairLattice, PairSum, folded, sums_of
+from elbotree.runtime.pair_lattices import BLaw, PairLattice
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Mixture, Normal, Prior
 from elbotree.runtime.spectral import SpectralExpectations
 from elbotree.runtime.weak_sources import ORDERS, WeakSources
@@ -113,45 +111,6 @@ def test_compiled_plan_equals_the_numpy_plan(priors: tuple[Prior, ...], psi: str
     np.testing.assert_array_equal(plain.merged, compiled.merged)
     np.testing.assert_allclose(plain.slack, compiled.slack, rtol=1e-9, atol=1e-300)
     assert plain.points == compiled.points
-
-
-def several(law: OutputLaw) -> list[PairSum]:
-    """Sums over the three pairs of three axes, each with series of its own."""
-    rng = np.random.default_rng(6)
-    n = len(law.w)
-    axes = []
-    for j in range(3):
-        c = law.coordinate(6.0 * np.eye(n)[j] + 0.3 * rng.standard_normal(n), 0.3)
-        axes.append(Axis(c, Period(*c.ranges(np.log(1e-10)).first, 0.0)))
-    asked = []
-    for j, k, P, Q in ((0, 1, 9, 12), (2, 0, 7, 7), (1, 2, 14, 3)):  # axis 0 is sheared
-        s, r = (
-            np.exp(-0.3 * np.arange(m + 1)) * (rng.standard_normal(m + 1) + 1j * rng.standard_normal(m + 1))
-            for m in (P, Q)
-        )
-        asked.append(PairSum((axes[j], axes[k]), np.append(s[:0:-1].conj(), s), r, 1e-7))
-    return asked
-
-
-@pytest.mark.parametrize(("priors", "psi"), [(SPARSE, "relu"), (MIXED, "relu"), (MIXED, "hardtanh")])
-def test_many_sums_at_once_are_those_of_one_lattice_each(priors: tuple[Prior, ...], psi: str) -> None:
-    law = output(priors, psi, 1e-8)
-    asked = several(law)
-    shared, plain = (BLaw(law.lattice_law, law.transform, law.u, law.w, compiled) for compiled in (True, False))
-    assert shared.at_once
-    values, errors = sums_of(shared, asked)
-    for one, value, error in zip(asked, values, errors, strict=True):
-        coefficients = folded(one.s, one.r)
-        alone = PairLattice(plain, *one.axes, np.abs(coefficients), one.tol)
-        assert value == pytest.approx(alone.value(coefficients), abs=1e-12)
-        assert error == pytest.approx(alone.error(coefficients), rel=1e-9)
-
-
-def test_a_sum_of_too_many_points_is_refused_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    law = output(SPARSE, "relu", 1e-8)
-    monkeypatch.setattr(pair_lattices, "MAX_POINTS", 1e3)
-    with pytest.raises(UnsupportedError, match="lattice points for"):
-        sums_of(BLaw(law.lattice_law, law.transform, law.u, law.w, compiled=True), several(law))
 
 
 def of_many(tol: float, noise: float = 0.15) -> tuple[OutputLaw, Axis, Axis]:
