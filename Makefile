@@ -70,7 +70,7 @@ audit: $(VENV)/.installed-audit  ## bill of materials (CycloneDX) of an installa
 FUZZ_EXAMPLES ?= 50
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.installed-fuzz  ## bad input: thousands of examples of each property, then fuzzers guided by coverage
-	ELBOTREE_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/stress/test_input.py
+	ELBOTREE_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/stress/test_input.py tests/runtime/test_enclosures.py
 	for way in psi problem arrays folder onnx; do $(BIN)/python -m tests.stress.fuzz $$way --seconds $(FUZZ_SECONDS) || exit 1; done
 
 browser: $(VENV)/.installed-browser-test  ## test the report in a real browser (needs chromium and its driver)

@@ -118,6 +118,8 @@ class Psi:
     def derivative(self) -> sp.Expr:
         """psi'(b) away from the breaks (the point masses that jumps would contribute are left out), in such a form."""
         plain = sp.diff(self.expression, B).replace(sp.DiracDelta, lambda *_: sp.Integer(0)).doit()
+        # psi and all of its parts are real where it is: |x|' would be written with real and imaginary parts of x
+        plain = plain.replace(sp.re, lambda x: x).replace(sp.im, lambda _: sp.Integer(0))
         return self._computable(plain, lambda branch: sp.diff(branch, B))
 
     def _computable(self, plain: sp.Expr, of: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:

@@ -24,7 +24,7 @@ from elbotree.runtime.activations import Activation
 
 Array = NDArray[np.float64]
 
-_CELLS = 2048  # in all
+_CELLS = 8192  # in all
 _ROUNDS = 80  # of halvings: narrower than 2^-80 of a range nothing is a float64
 _FLOOR = 1e-12  # of max |psi|, averaged over the range: what may be left unseen
 _CUBIC = 1e-3  # of what psi moves by to the nearest point: how nearly its neighbours tell it
@@ -97,6 +97,8 @@ def _absolute(x: Interval) -> Ends:
 
 def _power(x: Interval, y: Interval) -> Ends:
     exponent = float(y.low)  # a number: psi's grammar knows no other
+    if exponent < 0.0:
+        return _quotient(Interval.of(1.0), Interval(*_power(x, Interval.of(-exponent))))
     if not exponent.is_integer():
         return np.maximum(x.low, 0.0) ** exponent, np.maximum(x.high, 0.0) ** exponent
     if exponent % 2 == 0:
@@ -153,7 +155,7 @@ def places(psi: Activation, low: float, high: float) -> Array:
 
     On a cell of width h the values of psi vary by no more than the width of psi's enclosure, and from a line through one end by no
     more than h times the width of that of psi'. The lesser one, times h, is what the cell may hide. Those that may hide most are
-    halved until there are 2,048, or nothing is hidden but a 1e-12th of max |psi| on the average; points that their neighbours
+    halved until there are 8,192, or nothing is hidden but a 1e-12th of max |psi| on the average; points that their neighbours
     tell are left out.
     """
     if psi.pieces is not None or psi.affine is not None:
@@ -173,11 +175,15 @@ def places(psi: Activation, low: float, high: float) -> Array:
             seen = np.abs(psi.value(left))
             largest = float(np.max(seen, initial=0.0, where=np.isfinite(seen)))
             floor = _FLOOR * largest * (high - low) / _CELLS
+            # where nothing is known, psi may do as much as it does anywhere: such cells do not take the turn of all others
+            hides = np.where(np.isinf(hidden), (right - left) * max(4 * largest, 1e-300), hidden)
             middle = 0.5 * (left + right)
-            split = (hidden > max(floor, 0.05 * hidden.max())) | np.isinf(hidden)
-            split &= (left < middle) & (middle < right)
-            if not split.any() or len(left) + split.sum() > _CELLS:
+            split = (hides > max(floor, 0.05 * hides.max())) & (left < middle) & (middle < right)
+            room = _CELLS - len(left)
+            if not split.any() or room <= 0:
                 break
+            if split.sum() > room:
+                split &= hides >= np.sort(hides[split])[-room]
             new_left = np.concatenate([left[split], middle[split]])
             new_right = np.concatenate([middle[split], right[split]])
             hidden = np.concatenate([hidden[~split], _hidden(psi, new_left, new_right)])

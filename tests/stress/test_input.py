@@ -12,7 +12,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,10 @@ def bounds() -> Iterator[None]:
 CONSTANTS = ("0", "1", "2", "0.5", "3", "1/3", "64", "1e-300", "1e300", "1e16", "pi", "e")
 
 
-def expressions() -> SearchStrategy[str]:
+POWERS = ("2", "3", "-1", "(1/2)", "(2/3)", "64", "-64", "(63/64)")
+
+
+def expressions(constants: Sequence[str] = CONSTANTS, exponents: Sequence[str] = POWERS) -> SearchStrategy[str]:
     """Text that the grammar spells, however odd."""
 
     def wider(inner: SearchStrategy[str]) -> SearchStrategy[str]:
@@ -86,15 +89,14 @@ def expressions() -> SearchStrategy[str]:
             count = draw(st.integers(word.fewest, min(word.most, 3)))
             return f"{name}({','.join(draw(inner) for _ in range(count))})"
 
-        powers = st.sampled_from(["2", "3", "-1", "(1/2)", "(2/3)", "64", "-64", "(63/64)"])
         return st.one_of(
             st.builds("({}{}{})".format, inner, st.sampled_from("+-*/"), inner),
-            st.builds("({})**{}".format, inner, powers),
+            st.builds("({})**{}".format, inner, st.sampled_from(exponents)),
             st.builds("where({}<{},{},{})".format, inner, inner, inner, inner),
             call(),
         )
 
-    leaves = st.one_of(st.just("b"), st.just("b"), st.sampled_from(CONSTANTS))
+    leaves = st.one_of(st.just("b"), st.just("b"), st.sampled_from(constants))
     return st.recursive(leaves, wider, max_leaves=8).filter(lambda text: len(text) <= MAX_LENGTH)
 
 
