@@ -52,6 +52,7 @@ FRAMES, SPECTRAL_TESTS = "runtime/frames.py", "tests/runtime/test_spectral.py"
 PAIR_TESTS = "tests/runtime/test_pair_lattices.py"
 SET_TESTS = "tests/runtime/test_pair_sets.py"
 SEARCH_TESTS = "tests/runtime/test_search.py"
+RESIDUAL_TESTS = "tests/runtime/test_residual_features.py"
 DOOR_TESTS, SAE_TESTS = "tests/elbotree/test_open_door.py", "tests/runtime/test_sae.py"
 
 
@@ -563,7 +564,7 @@ MUTATIONS = (
     # -- the search on points
     Mutation("search.spread", "runtime/search.py", "float((spread * H).sum())", "0.0", SEARCH_TESTS),
     Mutation("search.third", "runtime/search_loops.py", "-3.0 * s * V", "-2.0 * s * V", SEARCH_TESTS),
-    Mutation("search.anew", "runtime/search.py", "if loss < there + _HOPEFUL:", "if loss < there - 9.0:", SEARCH_TESTS),
+    Mutation("search.anew", "runtime/search.py", "loss < there + _HOPEFUL", "loss < there - 9.0", SEARCH_TESTS),
     Mutation("search.ridge", "runtime/search.py", "2 * self.ridge[:, None] * rows", "0.0 * rows", SEARCH_TESTS),
     Mutation(
         "search.spare",
@@ -573,8 +574,13 @@ MUTATIONS = (
         "tests/runtime/test_training.py",
     ),
     Mutation(
-        "search.ranking", "runtime/search.py", "ranked[:_SECOND_ROUND], *", "ranked[-_SECOND_ROUND:], *", SEARCH_TESTS
+        "search.ranking", "runtime/search.py", "key=_loss)[:_SECOND_ROUND]", "key=_loss)[-_SECOND_ROUND:]", SEARCH_TESTS
     ),
+    Mutation("search.stand-in", "runtime/search.py", "if others and rng", "if not others and rng", RESIDUAL_TESTS),
+    Mutation(
+        "residual.cost", "runtime/residual_features.py", "(more / left) - self.K", "(more / left)", RESIDUAL_TESTS
+    ),
+    Mutation("residual.step", "runtime/residual_features.py", "q * (1 - q)", "q", RESIDUAL_TESTS),
     Mutation(
         "training.overflow",
         "runtime/training.py",

@@ -133,6 +133,7 @@ def test_the_lowest_on_few_points_and_the_first_start_go_on_to_more(monkeypatch:
         return calls[-1][0], x + 1.0
 
     monkeypatch.setattr(search, "_descended", recorded)
+    monkeypatch.setattr(search, "_side_by_side", lambda function, given: [function(one) for one in given])  # in order
     searched(layer, p1, encoder, mean, covariance, 1e-3)
     first, second = calls[:75], calls[75 : 75 + 9]
     lowest = sorted(range(75), key=lambda i: first[i][0])[:8]
