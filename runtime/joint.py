@@ -358,10 +358,11 @@ class Joint:
             scale = float(self.law.moments(4)[4]) ** (k / 4)
             return Estimate.of(value, 64 * EPS * max(scale, abs(value)))
         if k in (1, 2):
-            first, second, relative = self._output(tol).f_moments
-            value = float(self.V[0] @ (first if k == 1 else second @ self.V[0]))
-            size = float(np.abs(self.V[0]) @ np.sqrt(np.abs(np.diag(second))))
-            return Estimate.of(value, relative * size ** int(k))
+            first, second, error = self._output(tol).f_moments
+            v, size = self.V[0], np.abs(self.V[0])
+            if k == 1:
+                return Estimate.of(float(v @ first), float(size @ error[:-1, -1]))
+            return Estimate.of(float(v @ second @ v), float(size @ error[:-1, :-1] @ size))
         return self.expect(lambda s: s ** int(k), tol)
 
     def _output(self, tol: float) -> OutputLaw:

@@ -210,25 +210,41 @@ class OutputLaw:
         return float((integrals[0] @ phi).real), (integrals[0] @ vectors).real, beyond, missed + rounding * largest
 
     @cached_property
-    def f_moments(self) -> tuple[Array, Array, float]:
-        """E f (n2,), E f f^T (n2, n2), and a relative error for both."""
+    def f_moments(self) -> tuple[Array, Array, Array]:
+        """E f (n2,), E f f^T (n2, n2), and the errors of E F F^T, F = (f, 1), (n2 + 1, n2 + 1).
+
+        With f = y + w psi(b) they are those of E psi, E psi^2 and E[psi y], carried through |w|. What is left out where b
+        leaves its range, E[|y_i psi|; outside], is at most the sum over rings of their mass times the largest |psi| on them
+        times `LinearLaw.reaches`, whose value at epsilon e^-s is at most 1 + s / (1 - log epsilon) times that at epsilon.
+        """
+        law, n = self.lattice_law, len(self.w)
+        size, error = (
+            np.append(np.abs(law.mean) + 6 * np.sqrt(np.diag(law.covariance())), 1.0),
+            np.zeros((n + 1, n + 1)),
+        )
         if self.affine is not None:
-            law = self.lattice_law
-            return law.mean, law.covariance() + np.outer(law.mean, law.mean), 8 * ROUNDOFF
+            return law.mean, law.covariance() + np.outer(law.mean, law.mean), 8 * ROUNDOFF * np.outer(size, size)
         transform, (phi, vectors, rounding) = self._transform, self._b_law
-        integrals, _, missed = transform.integrals(np.ones_like)
+        integrals, _, missed = transform.integrals(np.ones_like, transform.largest**2)
         _, one, two = (float(x) for x in (integrals @ phi).real)
-        one_psi, its_square = (self.beyond(partial(self._power, power)) for power in (1, 2))
-        largest = np.array([transform.largest, transform.largest**2])
-        outside = np.maximum(largest, [rings.mean(one_psi), rings.mean(its_square)])
-        error = float((self.b_error * outside + (missed + rounding) * largest).max())
         ybar, w = self.y.mean, self.w
         y_psi = (integrals[1] @ vectors).real + ybar * one
         first = ybar + w * one
         second = (
             self.y.covariance() + np.outer(ybar, ybar) + np.outer(y_psi, w) + np.outer(w, y_psi) + np.outer(w, w) * two
         )
-        return first, second, error / max(1.0, abs(one), abs(two)) + 8 * ROUNDOFF
+        beyond = [np.maximum(self.beyond(partial(self._power, l)), transform.largest**l) for l in (1, 2)]
+        inside = (missed + rounding) * transform.largest
+        log_epsilon = self._b_range[2]
+        reach = np.multiply.outer(self.y.reaches(log_epsilon), 1 + rings.STEPS[1:] / (1 - log_epsilon))
+        of_psi = self.b_error * rings.mean(beyond[0]) + inside
+        of_square = self.b_error * rings.mean(beyond[1]) + inside * transform.largest
+        of_y_psi = np.array([self.b_error * rings.mean(beyond[0] * q) + inside * q[0] for q in reach])
+        mixed = np.outer(of_y_psi + np.abs(ybar) * of_psi, np.abs(w))
+        error[:n, :n] = mixed + mixed.T + np.outer(np.abs(w), np.abs(w)) * of_square
+        error[:n, n] = error[n, :n] = np.abs(w) * of_psi
+        size[:n] += np.abs(w) * max(abs(one), abs(two) ** 0.5)
+        return first, second, error + 8 * ROUNDOFF * np.outer(size, size)
 
     @cached_property
     def f_size(self) -> Array:
@@ -255,8 +271,8 @@ class OutputLaw:
 
     def mean_f(self) -> Estimate:
         """E f(x1), (n2,)."""
-        first, _, relative = self.f_moments
-        return Estimate.of(first, relative * self.f_size)
+        first, _, error = self.f_moments
+        return Estimate.of(first, error[:-1, -1])
 
     def norm_y(self, centre: Array) -> Estimate:
         """E|y - centre|^2, in closed form."""

@@ -105,7 +105,7 @@ class BLaw:
         # what |p A|^c |q B|^d of a source is multiplied by in a bound on its part of the exponent
         self.by_monomial: Array = np.zeros((ORDERS, ORDERS, len(law.priors)))
         self.by_monomial[_C, _D] = _BINOMIAL[:, None] * np.where(self.weak.usable, self.weak.sizes[_C + _D], 0.0)
-        self._sides: dict[int, tuple[Axis, _Side]] = {}
+        self._sides: dict[tuple[int, bool], tuple[Axis, _Side]] = {}
 
     def merge(
         self, A: Array, B: Array, weight: Array, first: int, budget: float
@@ -155,11 +155,12 @@ class BLaw:
         _, *sources = self.law.flat(self.b_step, self.b_modes, float(2.0 ** np.ceil(np.log2(max(reach, 1e-6)))))
         return tuple(sources)
 
-    def side(self, axis: Axis) -> _Side:
-        """An axis as the lattice's pairs see it; made once."""
-        if id(axis) not in self._sides:
-            self._sides[id(axis)] = axis, _Side.of(self, axis)
-        return self._sides[id(axis)][1]
+    def side(self, axis: Axis, shear: bool = True) -> _Side:
+        """An axis as the lattice's pairs see it, sheared where that helps and `shear` allows it; made once."""
+        key = id(axis), shear
+        if key not in self._sides:
+            self._sides[key] = axis, _Side.of(self, axis, shear)
+        return self._sides[key][1]
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ class _Side:
     frequency moves the center of k.
 
     The orthogonal one makes the Gaussian factor one over (p, q) times one over k. The row itself sees fewer sources, and is
-    taken where it does: the lattice is then sheared.
+    taken where it does: the lattice is then sheared. Where the center moves further than there are frequencies, sheared lattices
+    miss their tolerance, and pairs are made without (`too_far`).
     """
 
     plain: Array
@@ -179,17 +181,29 @@ class _Side:
     shift: float
 
     @staticmethod
-    def of(shared: BLaw, axis: Axis) -> _Side:
+    def of(shared: BLaw, axis: Axis, shear: bool) -> _Side:
         c, delta = axis.coordinate, axis.delta
         v, theta = c.v, c.theta
         rows = [c.v, c.v + c.theta * shared.u]
         seen = [np.abs(row @ shared.law.loadings) for row in rows]
         rest = [float(x.sum() - x.max(initial=0.0)) for x in seen]  # of all sources but its own feature
         shift = 0.0
-        if shared.transform is not None and rest[1] < rest[0]:
+        if shear and shared.transform is not None and rest[1] < rest[0]:
             v, theta, shift = rows[1], 0.0, delta * c.theta / shared.transform.step
         psi = delta * np.array([c.center - axis.period.middle, theta, c.kappa])
         return _Side(delta * c.v, delta * v, delta * (v @ shared.law.loadings), psi, shift)
+
+
+def too_far(missed: Array | float, tol: Array | float) -> Any:
+    """Whether a plan misses so much more than tol that frequencies of b must have been too few for its shear: plans are made to
+    miss tol at most, but for rounding."""
+    return missed > 2.0 * tol
+
+
+def missed(parts: Array) -> float:
+    """What is left out of a sum whose modes may each miss as much as `parts` says: `SPREAD` standard deviations of modes that turn
+    independently, or the sum over all of them, a bound, where that is less."""
+    return min(float(parts.sum()), float(SPREAD * np.sqrt((parts**2).sum())))
 
 
 @dataclass(frozen=True)
@@ -283,6 +297,9 @@ class PairLattice:
         self.weights, self.tol = weights, tol
         one, two = shared.side(a), shared.side(b)
         plan = _plan(shared, one, two, weights, tol)
+        if (one.shift or two.shift) and too_far(missed(weights * plan.slack), tol):
+            one, two = shared.side(a, shear=False), shared.side(b, shear=False)
+            plan = _plan(shared, one, two, weights, tol)
         self.limits, self._walked, self.slack = plan.limits, plan.walked, plan.slack
         self.degree, self.merged = plan.degree, plan.merged
         rows, columns = self.limits.shape
@@ -470,10 +487,8 @@ class PairLattice:
     # ------------------------------------------------------------------ what a function of the pair asks
 
     def error(self, coefficients: ComplexArray) -> float:
-        """What the lattice leaves out of, or gets wrong in, a sum with these coefficients: `SPREAD` standard deviations of modes
-        that turn independently, or the sum over all of them, a bound, where that is less."""
-        parts = np.abs(coefficients) * self.slack
-        return min(float(parts.sum()), float(SPREAD * np.sqrt((parts**2).sum())))
+        """What the lattice leaves out of, or gets wrong in, a sum with these coefficients: see `missed`."""
+        return missed(np.abs(coefficients) * self.slack)
 
     def value(self, coefficients: ComplexArray) -> float:
         """Re sum coefficients X: E of the function with this double Fourier series, (2P + 1, Q + 1) and one of each (n, -n)."""

@@ -605,24 +605,28 @@ def _coefficient(series: Any, s_at: int, P: int, r_at: int, Q: int, p: int, q: i
 
 @_entry
 def plan_pairs(
-    pairs: Any, boxes: Any, needs: Any, sizes: Any, tols: Any, plain: Any, shifts: Any, loads: Any, shared: Any, at: Any,
-    limits: Any, walked: Any, slack: Any, merged: Any, plans: Any,
+    which: Any, pairs: Any, boxes: Any, needs: Any, sizes: Any, tols: Any, plain: Any, shifts: Any, loads: Any, shared: Any,
+    at: Any, limits: Any, walked: Any, slack: Any, merged: Any, plans: Any, missed: Any,
 ) -> None:  # fmt: skip
-    """`plan_pair` for pairs one after the other, each for the largest coefficients of its needs.
+    """`plan_pair` for those pairs whose numbers stand in `which`, one after the other, each for the largest coefficients of its
+    needs.
 
     pairs (N, 2): their axes; boxes (N, 2): P and Q; needs (.., 5): which pair, and then s_at, P, r_at, Q of `_coefficient`, the
     needs of a pair one after the other; sizes: the absolute series; tols (N,). plain (axes, axes): covariance of the noise along
     `_Side.plain`; shifts (axes,), loads (axes, m); shared: those arguments of `plan_pair` that all pairs share.
-    What comes out, of pair n from at[n] on: limits, walked (rows times columns) and slack (the whole box), merged (N, m), and
-    plans (N, 6): first, rows, columns, degree, the largest limit and the number of lattice points.
+    What comes out, of pair n from at[n] on: limits, walked (rows times columns) and slack (the whole box), merged (N, m),
+    plans (N, 6): first, rows, columns, degree, the largest limit and the number of lattice points, and missed (N,): what is left
+    out with the largest coefficients.
     """
     tail, tables, usable, costs, steps, norm, unit, spread, each = shared
     noise, pair_shifts = np.empty((2, 2)), np.empty(2)
     of = 0
-    for n in range(pairs.shape[0]):
+    for n in which:
         one, two = pairs[n, 0], pairs[n, 1]
         P, Q = boxes[n, 0], boxes[n, 1]
         weights = np.zeros((2 * P + 1, Q + 1))
+        while needs[of, 0] < n:
+            of += 1
         while of < needs.shape[0] and needs[of, 0] == n:
             for row in range(2 * P + 1):
                 for q in range(Q + 1):
@@ -644,7 +648,13 @@ def plan_pairs(
                 walked[at[n] + row * columns + q] = wanted[row, q]
                 reach = max(reach, inner[row, q])
                 points += max(2 * inner[row, q] + 1, 0)
-        slack[at[n] : at[n + 1]] = left.ravel()
+        plainly, squared = 0.0, 0.0
+        for row in range(2 * P + 1):
+            for q in range(Q + 1):
+                slack[at[n] + row * (Q + 1) + q] = left[row, q]
+                plainly += weights[row, q] * left[row, q]
+                squared += (weights[row, q] * left[row, q]) ** 2
+        missed[n] = min(plainly, spread * np.sqrt(squared))
         merged[n] = joined
         plans[n, 0], plans[n, 1], plans[n, 2], plans[n, 3] = first - P, rows, columns, degree
         plans[n, 4], plans[n, 5] = reach, points

@@ -14,7 +14,7 @@ from elbotree.runtime import pair_lattices
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.fourier import Series
 from elbotree.runtime.frames import Axis
-from elbotree.runtime.pair_lattices import DEGREE, SPREAD, BLaw, PairLattice, folded, step_table
+from elbotree.runtime.pair_lattices import DEGREE, SPREAD, BLaw, PairLattice, folded, step_table, too_far
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -99,32 +99,42 @@ class Together:
     """The same in flat arrays; only where `shared.at_once`."""
 
     def __init__(self, shared: BLaw, axes: Sequence[tuple[Axis, Axis]], needs: Sequence[Sequence[Need]]) -> None:
-        plan_pairs: Any = _loops().plan_pairs
         self._shared = shared
-        number = {key: place for place, key in enumerate(dict.fromkeys(id(axis) for pair in axes for axis in pair))}
-        sides = [shared.side(axis) for axis in {id(axis): axis for pair in axes for axis in pair}.values()]
+        met = {id(axis): axis for pair in axes for axis in pair}
+        number = {key: place for place, key in enumerate(met)}
+        # every axis twice: sheared where that helps, and never sheared
+        sides = [shared.side(axis, shear) for shear in (True, False) for axis in met.values()]
         self._pairs = np.array([[number[id(a)], number[id(b)]] for a, b in axes])
-        boxes = [_box(of) for of in needs]
-        self._boxes = np.array(boxes)
+        self._boxes = np.array([_box(of) for of in needs])
         self._at = np.append(0, np.cumsum((2 * self._boxes[:, 0] + 1) * (self._boxes[:, 1] + 1)))
         count, size, m = len(axes), int(self._at[-1]), len(shared.costs)
         self._limits, self._wanted = np.zeros(size, dtype=np.int64), np.zeros(size)
         self._slack, self._merged = np.zeros(size), np.zeros((count, m), dtype=np.bool_)
         self._plans = np.zeros((count, 6), dtype=np.int64)
-        plain, steps = (np.array([getattr(side, name) for side in sides]) for name in ("plain", "step"))
-        self._steps, self._loads = steps, np.array([side.sources for side in sides])
-        self._phases = np.array([side.psi for side in sides])
+        self._steps, self._loads, self._phases, shifts, plain = (
+            np.array([getattr(side, name) for side in sides]) for name in ("step", "sources", "psi", "shift", "plain")
+        )
         asked, series = _flat([Sum(n, need.s, need.r) for n, of in enumerate(needs) for need in of])
-        noise = shared.law.noise
-        plan_pairs(
-            self._pairs, self._boxes, asked, np.abs(series), np.array([min(need.tol for need in of) for of in needs]),
-            plain @ noise @ plain.T, np.array([side.shift for side in sides]), self._loads,
-            (
-                shared.tail, shared.by_monomial, shared.weak.usable, shared.costs, step_table(int(self._boxes.max()) + 1),
-                shared.norm, shared.unit, SPREAD, DEGREE,
-            ),
-            self._at, self._limits, self._wanted, self._slack, self._merged, self._plans,
-        )  # fmt: skip
+        sizes, tols = np.abs(series), np.array([min(need.tol for need in of) for of in needs])
+        noise = plain @ shared.law.noise @ plain.T
+        table = step_table(int(self._boxes.max()) + 1)
+
+        def plan(which: NDArray[np.intp]) -> None:
+            _loops().plan_pairs(
+                which, self._pairs, self._boxes, asked, sizes, tols, noise, shifts, self._loads,
+                (
+                    shared.tail, shared.by_monomial, shared.weak.usable, shared.costs, table, shared.norm, shared.unit, SPREAD,
+                    DEGREE,
+                ),
+                self._at, self._limits, self._wanted, self._slack, self._merged, self._plans, missed,
+            )  # fmt: skip
+
+        missed = np.zeros(count)
+        plan(np.arange(count))
+        far = np.nonzero(shifts[self._pairs].any(axis=1) & too_far(missed, tols))[0]
+        if len(far):
+            self._pairs[far] += len(met)
+            plan(far)
         self._apart = np.count_nonzero(~self._merged, axis=1)
         large = np.nonzero(self._plans[:, 5] * (1.0 + self._apart) > pair_lattices.MAX_POINTS)[0]
         if len(large):

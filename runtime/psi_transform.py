@@ -195,9 +195,10 @@ class PsiTransform:
             self._nodes[key] = Nodes(beta, weights, self.at(beta), self.frequencies)
         return self._nodes[key]
 
-    def integrals(self, g: Callable[[Array], Array]) -> tuple[ComplexArray, float, float]:
+    def integrals(self, g: Callable[[Array], Array], times: float = 1.0) -> tuple[ComplexArray, float, float]:
         """(step / 2 pi) int psi^l g(beta) exp(-i k step beta) d beta for l = 0, 1, 2, (3, K); max |g|; and what the quadrature may
-        miss of any E g. g must be smooth between psi's breaks."""
+        miss of any E g, less where they will be multiplied by numbers as large as `times`. g must be smooth between psi's
+        breaks."""
         largest = max(1e-300, float(np.abs(g(self._looked_at(257))).max()))
 
         def scaled(beta: Array) -> Array:
@@ -205,7 +206,7 @@ class PsiTransform:
 
         # nodes four times as dense as the density of b asks for: what is narrower than they stand apart holds little mass
         frequency = min(4 * self.modes * self.step, max(self.modes * self.step, MOST_TURNS / (self.hi - self.lo)))
-        missed = 1e-3 * self.tol / max(1.0, largest)
+        missed = max(1e-3 * self.tol / max(1.0, largest * times), 1e-16)
         while True:
             try:
                 seen = [scaled, self._relative, self._power]

@@ -274,8 +274,8 @@ class SpectralExpectations:
         )
 
     @cached_property
-    def _moments(self) -> tuple[Array, Array, float]:
-        """E f, E f f^T and their relative error: one lattice of one mode, so that it may as well be good."""
+    def _moments(self) -> tuple[Array, Array, Array]:
+        """E f, E f f^T and the errors of E F F^T: one lattice of one mode, so that it may as well be good."""
         return self._finer.f_moments
 
     @cached_property
@@ -539,12 +539,13 @@ class SpectralExpectations:
     def _moment(self, g: Integrand, coefficients: tuple[float, ...]) -> tuple[float, float]:
         """E of a polynomial of degree <= 2 in c, from the first two moments of f."""
         g0, g1, g2 = (*coefficients, 0.0, 0.0, 0.0)[:3]
-        first, second, relative = self._moments
+        first, second, error = self._moments
         row, bias = self._row(g)
         c1 = float(row @ first) + bias
         c2 = float(row @ second @ row) + 2 * bias * float(row @ first) + bias**2
-        size = np.abs(row) @ self._f_size + abs(bias)
-        return g0 + g1 * c1 + g2 * c2, float(relative * (abs(g1) * size + abs(g2) * size**2) + 4 * ROUNDOFF * abs(g0))
+        size = np.append(np.abs(row), abs(bias))
+        of_c, of_square = float(error[-1] @ size), float(size @ error @ size)
+        return g0 + g1 * c1 + g2 * c2, abs(g1) * of_c + abs(g2) * of_square + 4 * ROUNDOFF * abs(g0)
 
     def of_c(
         self, gs: Sequence[Integrand], *, weights: Array, along: Array | None = None, centre: Array | None = None
@@ -562,7 +563,7 @@ class SpectralExpectations:
         """E[g_i(c) F], F = (f, 1), (len, n2 + 1)."""
         n = len(self.w)
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
-        first, second, relative = self._moments
+        first, second, error = self._moments
         on_lattices = []
         for i, g in enumerate(gs):
             weight = 1.0 if importance is None else float(importance[i] @ self._f_size)
@@ -574,8 +575,7 @@ class SpectralExpectations:
                 row, bias = self._row(g)
                 values[i, :n] = (g0 + g1 * bias) * first + g1 * (second @ row)
                 values[i, n] = g0 + g1 * (float(row @ first) + bias)
-                size = abs(g0 + g1 * bias) + abs(g1) * float(np.abs(row) @ self._f_size)
-                errors[i] = relative * size * np.append(self._f_size, 1.0)
+                errors[i] = error @ np.append(np.abs(g1 * row), abs(g0 + g1 * bias))
                 continue
             scale = max(1.0, float(self._f_size.max(initial=0.0)))
             share = max(weight, scale if importance is None else 0.0) * len(gs)
@@ -591,7 +591,7 @@ class SpectralExpectations:
         n = len(self.w)
         values, errors = np.zeros((len(gs), n + 1)), np.zeros((len(gs), n + 1))
         mu = np.zeros(n) if centre is None else centre
-        first, second, relative = self._moments
+        first, second, of_FF = self._moments
         offsets, sizes = along @ mu, np.abs(along) @ (self._f_size + np.abs(mu))
         on_lattices = []
         for i, (g, v) in enumerate(zip(gs, along, strict=True)):
@@ -602,7 +602,7 @@ class SpectralExpectations:
             if coefficients is not None:
                 values[i, :n] = coefficients[0] * (second @ v - offset * first)
                 values[i, n] = coefficients[0] * (float(first @ v) - offset)
-                errors[i] = relative * abs(coefficients[0]) * size * np.append(self._f_size, 1.0)
+                errors[i] = abs(coefficients[0]) * (of_FF @ np.append(np.abs(v), abs(offset)))
                 continue
             scale = size * max(1.0, float(self._f_size.max(initial=0.0)))
             on_lattices.append((i, g, min(self.gradient_tol / (scale * len(gs)), 0.5)))
@@ -841,10 +841,9 @@ class SpectralExpectations:
             wanted_g = wanted_h = wanted_g + wanted_h
         rows_g = self._F_rows(gs, wanted_g[:, :n])
         rows_h = rows_g if symmetric else self._F_rows(hs, wanted_h[:, :n])
-        first, second, relative = self._moments
+        first, second, error = self._moments
         FF = np.block([[second, first[:, None]], [first[None, :], np.ones((1, 1))]])
-        size = np.append(self._f_size, 1.0)
-        return _Lines(on, e, d, rows_g, rows_h, FF, relative * np.multiply.outer(size, size))
+        return _Lines(on, e, d, rows_g, rows_h, FF, error)
 
     def _linear_rows(self, gs: Sequence[Integrand], partners: Sequence[tuple[float, ...] | None]) -> list[Estimate]:
         """E[g F] for each g, where some partner is linear in its c (and so needs no lattice of the pair)."""

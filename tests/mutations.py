@@ -47,7 +47,7 @@ STYLE, STYLE_TESTS = "codegen/style.py", "tests/codegen/test_style.py"
 TREE, TREE_TESTS = "derivation/tree.py", "tests/derivation/test_tree.py"
 SAMPLERS, SAMPLER_TESTS = "runtime/samplers.py", "tests/runtime/test_samplers.py"
 PAIRS, LOOPS, WEAK = "runtime/pair_lattices.py", "runtime/pair_loops.py", "runtime/weak_sources.py"
-SETS, BLOCKS = "runtime/pair_sets.py", "runtime/pair_blocks.py"
+SETS, BLOCKS, OUTPUT = "runtime/pair_sets.py", "runtime/pair_blocks.py", "runtime/output_law.py"
 FRAMES, SPECTRAL_TESTS = "runtime/frames.py", "tests/runtime/test_spectral.py"
 PAIR_TESTS = "tests/runtime/test_pair_lattices.py"
 SET_TESTS = "tests/runtime/test_pair_sets.py"
@@ -474,6 +474,9 @@ MUTATIONS = (
     Mutation("loops.of_psi", LOOPS, "X[x + size + at_mode]).real", "X[x + at_mode]).real", SET_TESTS),
     Mutation("loops.apart", LOOPS, "by_source[e + apart * size + at_mode]", "by_source[e + at_mode]", SET_TESTS),
     Mutation("sets.moved", SETS, "shares[:, 1, None] * self._steps[pairs[:, 1]]", "0.0", SET_TESTS),
+    Mutation("pairs.too_far", PAIRS, "return missed > 2.0 * tol", "return missed > np.inf * tol", SPECTRAL_TESTS),
+    Mutation("output.of_square", OUTPUT, "rings.mean(beyond[1]) + inside * transform.largest", "0.0", SPECTRAL_TESTS),
+    Mutation("output.of_y_psi", OUTPUT, "mixed + mixed.T +", "", SPECTRAL_TESTS),
     Mutation("sets.points", SETS, "if len(large):", "if False:", SET_TESTS),
     Mutation("blocks.served", BLOCKS, "[whatever or error <= ask.asked.allowed for", "[error <= np.inf for", SET_TESTS),
     Mutation("blocks.bytes", BLOCKS, "self._bytes -= size", "pass", SET_TESTS),

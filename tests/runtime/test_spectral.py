@@ -14,6 +14,8 @@ import pytest
 import elbotree as et
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.integrands import Integrand
+from elbotree.runtime.output_law import OutputLaw
+from elbotree.runtime.priors import Normal
 from elbotree.runtime.spectral import SpectralExpectations
 from tests.reference.oracle import TERMS, reference_terms
 from tests.reference.problems import PROBLEMS, problem
@@ -161,3 +163,25 @@ def test_parameters_on_narrow_ranges_keep_their_digits(name: str) -> None:
         q["C"] = [[1e-8 * v for v in row] for row in q["C"]]
         q["bias"] = [1.0] * len(q["C"])
     check(et.evaluate(et.Problem.from_dict(given), tol=1e-9), reference_terms(given), 1e-9)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-5, 1e-8])
+def test_moments_of_f_are_within_their_errors_which_are_of_the_size_of_the_tolerance(tol: float) -> None:
+    """f = y + w b^2 of a Gaussian y, large against 1: E f and E f f^T are polynomials in its mean and covariance."""
+    rng = np.random.default_rng(2)
+    n = 3
+    A, w, u = rng.standard_normal((n, n)), 2.0 * rng.standard_normal(n), rng.standard_normal(n)
+    layer = et.Layer(A, w, u, "square", offset=rng.standard_normal(n))
+    p1 = et.FeatureModel(np.eye(n), [Normal(0.3, 1.5)] * n, 0.5)
+    law = OutputLaw(layer, p1, tol)
+    first, second, error = law.f_moments
+    mean, C = A @ np.full(n, 0.3) + layer.offset, (1.5**2 + 0.5**2) * A @ A.T
+    m, v = mean @ u, u @ C @ u
+    one, two, with_y = v + m**2, 3 * v**2 + 6 * v * m**2 + m**4, mean * (v + m**2) + 2 * m * C @ u
+    exact = C + np.outer(mean, mean) + np.outer(with_y, w) + np.outer(w, with_y) + np.outer(w, w) * two
+    off = np.zeros((n + 1, n + 1))
+    off[:n, :n], off[:n, n] = np.abs(second - exact), np.abs(first - mean - w * one)
+    off[n, :n] = off[:n, n]
+    assert np.all(off <= error)
+    size = np.append(np.sqrt(np.diag(exact)), 1.0)
+    assert np.all(error <= 0.1 * tol * np.outer(size, size))
