@@ -69,9 +69,10 @@ audit: $(VENV)/.installed-audit  ## bill of materials (CycloneDX) of an installa
 # Half an hour as it stands; FUZZ_EXAMPLES=5 FUZZ_SECONDS=30 takes some minutes.
 FUZZ_EXAMPLES ?= 50
 FUZZ_SECONDS ?= 60
-fuzz: $(VENV)/.installed-fuzz  ## bad input: thousands of examples of each property, then fuzzers guided by coverage
+fuzz: $(VENV)/.installed-fuzz  ## bad input: thousands of examples of each property, fuzzers guided by coverage, extremes against the oracle
 	ELBOTREE_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/stress/test_input.py tests/runtime/test_enclosures.py
 	for way in psi problem arrays folder onnx; do $(BIN)/python -m tests.stress.fuzz $$way --seconds $(FUZZ_SECONDS) || exit 1; done
+	$(BIN)/python -m tests.stress.extremes --seconds $(FUZZ_SECONDS)
 
 browser: $(VENV)/.installed-browser-test  ## test the report in a real browser (needs chromium and its driver)
 	$(BIN)/python -m pytest tests/browser -rs

@@ -8,9 +8,10 @@ exponents each c is counted from the middle of its period.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,9 +108,12 @@ class Frame:
         axes: Sequence[Axis],
         modes: NDArray[np.int64],
         compiled: bool = False,
+        pace: Callable[[float, float, float], None] | None = None,
     ) -> None:
         self.law, self.transform, self.w = law, transform, w
         self.axes, self.modes = axes, modes
+        # told the seconds that some sums took, and those with all before them, and what share of the frame these are
+        self._pace, self._seconds, self._share = pace, 0.0, 0.0
         self._along: dict[bytes, ComplexArray] = {}  # made elsewhere, until they are read
         steps = np.array([a.delta * a.coordinate.v for a in axes]).reshape(len(axes), len(w))
         parts = [(a.coordinate, a.period.middle) for a in axes]
@@ -135,13 +139,20 @@ class Frame:
         """What the lattice sums against, (powers, N, K); K = 1 where f is affine in y and b plays no part."""
         if self.transform is None:
             return np.repeat(np.exp(1j * self._center[rows])[None, :, None], powers, axis=0)
-        return self.transform.rows(
+        begun = perf_counter()
+        made = self.transform.rows(
             self._center[rows],
             self._theta[rows],
             self._alpha[rows],
             powers,
             self.lattice.limits[rows] if self.lattice.compiled else None,
         )
+        if self._pace is not None:
+            took = perf_counter() - begun
+            self._seconds += took
+            self._share += made.shape[1] / len(self.modes)
+            self._pace(took, self._seconds, self._share)
+        return made
 
     @cached_property
     def X(self) -> ComplexArray:

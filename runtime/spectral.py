@@ -48,6 +48,7 @@ _COMPILE_FROM = (
 _OFTEN = 200  # from how many times less work on loops are compiled in training
 _TAIL_SHARE = 0.003  # of tol, for the mass outside a coordinate's range: bounds on tails are looser than those on modes
 _NOTICED = 0.05  # seconds of a call below which `_Budget` lets it pass
+_SEEN = 1.0  # seconds of one lattice after which what it will take can be told
 _WORTH = 2e-3  # seconds that the sums of one feature must take to be handed to an executor
 
 _log = logging.getLogger(__name__)
@@ -175,6 +176,17 @@ class _Budget:
             return found
 
         return within
+
+    def pace(self, took: float, seconds: float, share: float) -> None:
+        """Sums of one lattice took so long, and with those before them, a share of all of its sums, `seconds`. Raises CostError."""
+        self.spent += took
+        left = seconds * max(1.0 / share - 1.0, 0.0)
+        if seconds > _SEEN and self.spent + left > self.seconds:
+            raise CostError(
+                f"lattices of single features would take about {self.spent + left:.2g} s, one of them {left:.2g} s more, which is "
+                f"beyond max_seconds = {self.seconds:g}; loosen tol, raise input.noise_std, choose a family of one parameter or a "
+                "psi that is less steep, or allow more"
+            )
 
 
 class SpectralExpectations:
@@ -409,7 +421,8 @@ class SpectralExpectations:
 
     def _frame(self, axes: Sequence[Axis], modes: NDArray[np.int64]) -> Frame:
         out = self.output
-        return Frame(out.lattice_law, out.transform, out.u, out.w, axes, modes, self._compiled)
+        pace = None if self._budget is None else self._budget.pace
+        return Frame(out.lattice_law, out.transform, out.u, out.w, axes, modes, self._compiled, pace)
 
     def _of_b(self, g: Integrand) -> Callable[[Array], Array] | None:
         """g as a function of beta, where all its coordinates are functions of b alone; else None."""

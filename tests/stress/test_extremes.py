@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import elbotree as et
-from elbotree.runtime import spectral
+from elbotree.runtime import frames, spectral
 from elbotree.runtime.values import require_divergence
 from tests.reference.oracle import reference_terms
+from tests.stress import extremes
 from tests.stress.outcomes import SMALL
 
 
@@ -182,6 +183,20 @@ def test_functions_that_take_longer_than_was_allowed_are_refused_with_the_estima
     assert et.evaluate(given, 1e-3, max_seconds=1e9)
 
 
+def test_lattices_that_take_longer_than_was_allowed_are_refused_with_the_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A posterior of two parameters behind a narrow psi: it went on for eight minutes, whatever `max_seconds` was."""
+    form = changed(layer__psi="tanh")
+    form["encoder"][1] = {"family": "normal_scale", "C": [[0.1, 0.7], [0.3, -0.2]]}
+    given = et.Problem.from_dict(form)
+    ticks = itertools.count(0, 3)
+    monkeypatch.setattr(frames, "perf_counter", lambda: float(next(ticks)))  # each block of sums takes three seconds
+    with pytest.raises(et.CostError, match=r"lattices of single features would take about .* max_seconds = 5; loosen"):
+        et.evaluate(given, 1e-3, max_seconds=5)
+    assert et.evaluate(given, 1e-3, max_seconds=1e9)
+
+
 def test_a_quadrature_that_cannot_be_resolved_ends_soon() -> None:
     with pytest.raises(et.ToleranceError, match=r"not resolved by \d{3},\d{3} panels"):
         et.evaluate(with_base({"kind": "laplace", "scale": 1.0}, 1e-12), 1e-3)
@@ -224,3 +239,9 @@ def test_a_divergence_that_rounding_has_made_negative_is_refused() -> None:
     require_divergence(-1e-6, 2e-6)
     with pytest.raises(et.ToleranceError, match=r"R1 = -2 is negative beyond its error 1\.0e-06"):
         require_divergence(-2.0, 1e-6)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_what_is_drawn_at_random_is_right_or_refused(number: int) -> None:
+    """`make fuzz` draws for a minute."""
+    extremes.one([0, number])
