@@ -243,13 +243,14 @@ class Term:
     edge: NDArray[np.intp] | slice | None = None
     first: int | None = None  # the first so many modes of the frame only; None: all of them
 
-    def _left_out(self, sums: ComplexArray) -> Array:
-        """`dropped` by what sums (N, ..) of the frame are near the cut: they fall off at least as fast beyond it."""
+    def _left_out(self, sums: ComplexArray, most: Array | float = 1.0) -> Array:
+        """`dropped` by what sums (N, ..) of the frame are near the cut: they fall off at least as fast beyond it. Against the noise
+        they are `most` at most: 1 of e^{i <omega, c>}, and what f reaches with f."""
         if self.edge is None or self.dropped == 0.0 or len(self.frame.noise[self.edge]) < _FEW_EDGES:
-            return np.full(sums.shape[1:], self.dropped)
+            return np.full(sums.shape[1:], self.dropped * most)
         at, noise = sums[self.edge], self.frame.noise[self.edge]
         falls = np.abs(at) / noise.reshape(-1, *[1] * (sums.ndim - 1))
-        return np.asarray(self.dropped * np.minimum(1.0, _EDGE_SAFETY * falls.max(axis=0)))
+        return np.asarray(self.dropped * np.minimum(most, _EDGE_SAFETY * falls.max(axis=0)))
 
     @cached_property
     def _rounding(self) -> float:
@@ -263,7 +264,7 @@ class Term:
     def vector(self, Y: ComplexArray, size: Array) -> tuple[Array, Array]:
         """The same with vector-valued sums of the frame that reach `size`, (n2,)."""
         Y = Y[: self.first]
-        left_out = np.minimum(self._left_out(Y), self.dropped * size)
+        left_out = self._left_out(Y, size)
         return np.asarray((self.coefficients @ Y).real), (self.error + self._rounding) * size + left_out
 
     def F(self, size: Array) -> tuple[Array, Array]:

@@ -96,6 +96,16 @@ def test_right_against_the_reference(form: dict[str, Any]) -> None:
     agrees(form)
 
 
+@pytest.mark.parametrize("tol", [1e-4, 1e-6, 1e-8])
+def test_means_of_a_large_f_with_what_few_modes_leave_out_of_it_are_covered(tol: float) -> None:
+    """Modes beyond the cut count by what f reaches, 14 here: they counted by 1, as those of the function alone."""
+    form = copy.deepcopy(ONE)
+    form["layer"] |= {"A": [[-1.5]], "w": [-0.9], "u": [0.15], "psi": "identity", "offset": [-2.5], "threshold": 1.6}
+    form["input"] = {"B": [[-0.9, 1.0]], "noise_std": 0.3, "priors": [ONE["input"]["priors"][0], {"kind": "normal"}]}
+    form["model"]["B"] = [[0.007]]
+    agrees(form, tol)
+
+
 def test_units_of_b_do_not_matter() -> None:
     """x1 and x2 in units 1e8 times smaller, where the reference would need 7 GB: densities fall by 1e8 in each of n2 directions."""
     plain, small = (et.evaluate(et.Problem.from_dict(scaled(x, 1 / x)), 1e-6) for x in (1.0, 1e8))
