@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
 import elbotree.compiler  # noqa: F401  (layers hold psi as text)
@@ -17,6 +18,7 @@ from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.expectations import Expectations
 from elbotree.runtime.float_range import in_float64
 from elbotree.runtime.models import Encoder, Layer, Problem
+from elbotree.runtime.units import gradient_in, problem_in, terms_in, unit_of
 from elbotree.runtime.values import Values
 
 #: The tolerance of `evaluate` and `gradient` where none is given.
@@ -122,7 +124,7 @@ def evaluate(
             estimates = kernels.evaluate(_grid(problem, eps), problem, clock.lap)
         else:
             assert wanted is not None  # the spectral method has a default
-            estimates, _ = _met(kernels, problem, wanted, None, clock.lap, max_seconds, max_memory, executor)
+            estimates = _met(kernels, problem, wanted, None, clock.lap, max_seconds, max_memory, executor).terms
     seconds = clock.seconds()
     check = None if check_samples is None else _sampled(kernels, problem, check_samples, seed)
     values = Values.of(
@@ -155,11 +157,9 @@ def gradient(
     kernels = kernels_for(problem.layer, problem.encoder)
     start = time.perf_counter()
     with in_float64("the gradient"):
-        estimates, engine = _met(
-            kernels, problem, wanted, wanted, max_seconds=max_seconds, max_memory=max_memory, executor=executor
-        )
-        parts = kernels.gradient(engine, problem, estimates)
-    values = Values.of(estimates, tol=wanted, method="spectral", seconds=time.perf_counter() - start)
+        met = _met(kernels, problem, wanted, wanted, max_seconds=max_seconds, max_memory=max_memory, executor=executor)
+        parts = gradient_in(met.unit, kernels.gradient(met.engine, met.problem, met.estimates))
+    values = Values.of(met.terms, tol=wanted, method="spectral", seconds=time.perf_counter() - start)
     values.require(wanted)
     return Gradient(parts, values)
 
@@ -180,6 +180,17 @@ class _Clock:
         return time.perf_counter() - self._start
 
 
+@dataclass(frozen=True)
+class _Met:
+    """Terms that meet their tolerance, and what they came from: the engine, and the problem and the terms in its unit of x2."""
+
+    terms: dict[str, Estimate]
+    unit: float
+    problem: Problem
+    estimates: dict[str, Estimate]
+    engine: Expectations
+
+
 def _met(
     kernels: Kernels,
     problem: Problem,
@@ -189,16 +200,19 @@ def _met(
     max_seconds: float | None = None,
     max_memory: float | None = None,
     executor: Executor | None = None,
-) -> tuple[dict[str, Estimate], Expectations]:
-    """The terms by the spectral engine, and the engine: asked for more where a term's error misses tol at first (how large
-    the functions of a problem get is known only once they have been expanded)."""
+) -> _Met:
+    """The terms by the spectral engine, with x2 in its own unit (see `units`): asked for more where a term's error misses tol at
+    first (how large the functions of a problem get is known only once they have been expanded)."""
     from elbotree.runtime.sampling import EnumeratedExpectations
     from elbotree.runtime.spectral import SpectralExpectations
 
     if EnumeratedExpectations.covers(problem.input):
         # no noise and few values of x1: plain sums, exact to rounding
         exact = EnumeratedExpectations(problem.layer, problem.input, problem.encoder)
-        return kernels.evaluate(exact, problem, done), exact
+        estimates: dict[str, Estimate] = kernels.evaluate(exact, problem, done)
+        return _Met(estimates, 1.0, problem, estimates, exact)
+    unit = unit_of(problem.layer, problem.input)
+    problem = problem if unit == 1.0 else problem_in(unit, problem)
     sizes = _sizes(kernels, problem)
     sharper = 1.0
     for _ in range(3):
@@ -208,12 +222,13 @@ def _met(
         means = [kernels.mean(j, q) for j, q in enumerate(problem.encoder)]
         with engine.under_way(means, problem.model.B.T @ problem.model.B):
             done("T3")
-            estimates: dict[str, Estimate] = kernels.evaluate(engine, problem, done)
-        worst = max(float(e.error) / (tol * max(1.0, abs(float(e.value)))) for e in estimates.values())
+            estimates = kernels.evaluate(engine, problem, done)
+        terms = terms_in(unit, problem.layer.n2, estimates)
+        worst = max(float(e.error) / (tol * max(1.0, abs(float(e.value)))) for e in terms.values())
         if worst <= 1.0:
             break
         sharper *= max(0.003, 0.3 / worst)
-    return estimates, engine
+    return _Met(terms, unit, problem, estimates, engine)
 
 
 def _sizes(kernels: Kernels, problem: Problem) -> dict[str, float]:

@@ -46,12 +46,12 @@ from elbotree.runtime.starts import (
     Start,
     binned,
     first_encoder,
-    ordinary_unit,
     propagated,
     pursued,
     random_encoder,
     random_rows,
 )
+from elbotree.runtime.units import encoder_in, layer_in, problem_in, term_in, terms_in, unit_of
 
 __all__ = ["DEAD", "Fitted", "Step", "information", "loss_terms", "pruned", "random_starts", "time_left", "train"]
 
@@ -133,9 +133,9 @@ def train(
     Raises InputError for unknown families or counts that do not fit, and UnsupportedError where the loss cannot be evaluated
     at a start.
     """
-    unit = _unit(layer, p1)
+    unit = unit_of(layer, p1)
     tell = progress and (lambda step: progress(_step_in(unit, layer.n2, step)))
-    layer, encoder = _layer_in(unit, layer), encoder and _encoder_in(unit, encoder)
+    layer, encoder = layer_in(unit, layer), encoder and encoder_in(unit, encoder)
     mean, covariance = output_moments(layer, p1, tol)
     floor = least_noise(layer, p1, covariance) if noise_floor is None else noise_floor / unit
     state = resume
@@ -149,16 +149,16 @@ def train(
     while not state.message:
         run.leg()
     problem, found = run.found(state.attempts[state.at])
-    terms = _terms_in(unit, layer.n2, found)
+    terms = terms_in(unit, layer.n2, found)
     for sharper in (0.1, 0.003) if unit != 1.0 else ():
         if _met(terms, tol):
             break
         found = loss_terms(kernels, problem, tol * sharper, executor, found)
-        terms = _terms_in(unit, layer.n2, found)
+        terms = terms_in(unit, layer.n2, found)
     bound = _bound(problem, floor, unit, noise_floor is None)
     attempts = [_attempt_in(unit, layer.n2, attempt) for attempt in state.attempts]
     return Fitted(
-        _problem_in(unit, problem),
+        problem_in(1 / unit, problem),
         terms,
         tuple(_step_in(unit, layer.n2, step) for step in state.history if step.start == state.at),
         state.message + bound + _missed(terms, tol),
@@ -169,64 +169,16 @@ def train(
     )
 
 
-# ------------------------------------------------------------------ units
-#
-# Tolerances are relative to max(1, |value|), and S1, S2, T1, .. have the units of x2 squared: where x2 is a millionth, an error
-# of tol in T2 is a million in L; where it is a million, tol asks for digits that nobody needs. So a run takes x2 in units of a
-# power of two near its deviation, which costs no rounding: with x2 = unit x2', A = unit A', w = unit w', u' = unit u,
-# C' = unit C, and L = L' + n2 log(unit). What is reported is in the units that were given.
-
-
-def _unit(layer: Layer, p1: FeatureModel) -> float:
-    """What x2 is measured in: see `ordinary_unit`."""
-    return ordinary_unit(float(np.sqrt(layer(p1.sample(1000, np.random.default_rng(0))).var(axis=0).mean())))
-
-
-def _layer_in(unit: float, layer: Layer) -> Layer:
-    """The layer whose outputs are measured in `unit`."""
-    return Layer(layer.A / unit, layer.w / unit, layer.u * unit, layer.psi, layer.offset / unit, layer.threshold)
-
-
-def _encoder_in(unit: float, encoder: Encoder) -> Encoder:
-    """The encoder of outputs that are measured in `unit`."""
-    return Encoder([Posterior(q.family, q.C * unit, q.bias, parameters=q.parameters, base=q.base) for q in encoder])
-
-
-def _problem_in(unit: float, problem: Problem) -> Problem:
-    """The problem of outputs in `unit`, in the units that were given."""
-    p2 = problem.model
-    return Problem(
-        _layer_in(1 / unit, problem.layer),
-        problem.input,
-        FeatureModel(unit * p2.B, p2.priors, unit * p2.noise_std, unit * p2.offset),
-        _encoder_in(1 / unit, problem.encoder),
-    )
-
-
-def _terms_in(unit: float, n: int, terms: dict[str, Estimate]) -> dict[str, Estimate]:
-    """The terms of outputs in `unit`, in the units that were given."""
-    return {
-        name: Estimate(np.asarray(_term_in(unit, n, name, term.value)), term.error * _squared(unit, name))
-        for name, term in terms.items()
-    }
-
-
-def _term_in(unit: float, n: int, name: str, value: Array | float) -> Array | float:
-    return value * _squared(unit, name) + (n * math.log(unit) if name in ("L", "R2") else 0.0)
-
-
-def _squared(unit: float, name: str) -> float:
-    """unit^2 for a term that has the units of x2 squared, 1 for the others."""
-    return 1.0 if name in ("L", "R1", "R2", "R3") else unit**2
+# ------------------------------------------------------------------ units (see `units`)
 
 
 def _attempt_in(unit: float, n: int, attempt: Attempt) -> Attempt:
     loss = None if attempt.loss is None else attempt.loss + n * math.log(unit)
-    return replace(attempt, encoder=_encoder_in(1 / unit, attempt.encoder), loss=loss)
+    return replace(attempt, encoder=encoder_in(1 / unit, attempt.encoder), loss=loss)
 
 
 def _step_in(unit: float, n: int, step: Step) -> Step:
-    terms = {name: float(_term_in(unit, n, name, value)) for name, value in step.terms.items()}
+    terms = {name: float(term_in(unit, n, name, value)) for name, value in step.terms.items()}
     return replace(step, loss=step.loss + n * math.log(unit), noise_std=step.noise_std * unit, terms=terms)
 
 

@@ -564,6 +564,9 @@ MUTATIONS = (
         RING_TESTS,
     ),
     Mutation("blas.one_thread", "runtime/blas.py", "limits=1", "limits=2", "tests/runtime/test_blas.py"),
+    Mutation(
+        "units.columns", "runtime/units.py", "parts[name] / unit", "parts[name] * unit", "tests/elbotree/test_units.py"
+    ),
     # -- the search on points
     Mutation("search.spread", "runtime/search.py", "float((spread * H).sum())", "0.0", SEARCH_TESTS),
     Mutation("search.third", "runtime/search_loops.py", "-3.0 * s * V", "-2.0 * s * V", SEARCH_TESTS),
