@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -255,3 +256,16 @@ def test_a_divergence_that_rounding_has_made_negative_is_refused() -> None:
 def test_what_is_drawn_at_random_is_right_or_refused(number: int) -> None:
     """`make fuzz` draws for a minute."""
     extremes.one([0, number])
+
+
+def test_what_is_drawn_at_random_would_not_pass_with_a_wrong_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = et.evaluate
+
+    def off(problem: et.Problem, tol: float, **limits: Any) -> dict[str, Any]:
+        return {name: replace(term, value=term.value + 3e-7) for name, term in plain(problem, tol, **limits).items()}
+
+    form = changed(layer__psi="relu")
+    assert extremes.decided(form, 1e-7) == "right"
+    monkeypatch.setattr(et, "evaluate", off)
+    with pytest.raises(AssertionError, match="T1"):
+        extremes.decided(form, 1e-7)
