@@ -28,7 +28,7 @@ from elbotree.derivation.deadline import within
 from elbotree.derivation.grammar import FUNCTIONS, WORDS, B, nearest, parse_psi
 from elbotree.derivation.special import elementary, value_at
 from elbotree.derivation.spelling import spell
-from elbotree.runtime.errors import ElbotreeError, InputError, UnsupportedError
+from elbotree.runtime.errors import InputError, UnsupportedError
 
 _SHIPPED = {
     **{
@@ -237,13 +237,13 @@ def analyse(text: str) -> Psi:
 def _analyse(name: str, text: str) -> Psi:
     try:
         found = within(PATIENCE, lambda: _found(name, psi_expression(text)))
-    except ElbotreeError:
-        raise
     except (RecursionError, OverflowError, MemoryError, ValueError) as error:
-        # Python does not write whole numbers of more than 4,300 digits
-        reason = "numbers of thousands of digits" if isinstance(error, ValueError) else str(error)
+        long = "for integer string conversion" in str(error)  # Python writes no whole numbers of more than 4,300 digits
+        if isinstance(error, ValueError) and not long:
+            raise
         raise UnsupportedError(
-            f"psi {name!r} is too involved for its breaks to be found ({reason}); simplify it"
+            f"psi {name!r} is too involved for its breaks to be found ({'numbers of thousands of digits' if long else error}); "
+            "simplify it"
         ) from None
     if found is None:
         raise UnsupportedError(

@@ -32,7 +32,6 @@ MAX_DECIMALS = 300  # the decimal exponent of a number, and its digits
 MAX_ANGLE = 10**15  # of a number that sin or cos is taken of: beyond, float64 has no digits of it
 MAX_TOWER = 3  # exponentials inside one another
 MAX_DEGREE = 256  # of a polynomial in b
-_DIGITS = 40  # of numbers that cannot be kept as they are written
 MAX_TERMS = 5000  # of a sum, after all of its products and powers are multiplied out
 
 _TOKEN = re.compile(
@@ -75,18 +74,20 @@ def hardtanh(x: sp.Expr, low: sp.Expr = -_ONE, high: sp.Expr = _ONE) -> sp.Expr:
     return sp.Min(high, sp.Max(low, x))
 
 
-_EXACT = sp.Float("1e-9"), {sp.erf: 8}, 30  # sizes of arguments between which functions of numbers stay as they are
+# Sizes of arguments between which functions of numbers stay as they are, and digits of the others
+_LEAST, _MOST, _MOST_OF_ERF = sp.Float("1e-9"), 30, 8
+_DIGITS = 40
 
 
 def _settled(value: sp.Expr) -> sp.Expr:
     """A number, to 40 digits where a function in it is so near to its limit, as in tanh(1e16) or cos(1e-300), that sympy could not
     tell the two apart, or would compute 10^15 digits in order to."""
-    least, largest, most = _EXACT
     for node in elementary(value).atoms(sp.Function):
         size = abs(node.args[0].evalf(15))
-        if size != 0 and not least <= size <= largest.get(node.func, most):
+        if size != 0 and not _LEAST <= size <= (_MOST_OF_ERF if isinstance(node, sp.erf) else _MOST):
             number = value.evalf(_DIGITS)
-            return sp.Rational(number) if number.is_Float and number._prec > 3 * _DIGITS else value
+            known = number.is_Float and number._prec > 3 * _DIGITS  # in bits; fewer where digits cancelled
+            return sp.Rational(number) if known else value
     return value
 
 
