@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from elbotree.runtime.errors import ElbotreeError, ToleranceError
 from elbotree.runtime.spectral import SpectralExpectations
 from elbotree.runtime.values import NAMES, Values
 from tests.reference import oracle
+from tests.stress.outcomes import Overtime, at_most
 
 Spec = dict[str, Any]
 Rng = np.random.Generator
@@ -195,26 +194,6 @@ def oracle_cost(spec: Spec, psi: str) -> float:
 
 
 # ---------------------------------------------------------------- running
-
-
-class Overtime(Exception):
-    """A run took longer than it may."""
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raise Overtime after so many seconds of processor time (other programs on the machine do not count)."""
-
-    def stop(*_: object) -> None:
-        raise Overtime(f"more than {seconds:g} s")
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 @dataclass

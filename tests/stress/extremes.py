@@ -14,11 +14,9 @@ import copy
 import itertools
 import math
 import secrets
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 
 import elbotree as et
 from tests.reference import oracle
-from tests.stress.outcomes import bounded_memory, command_line, own_error_or_fine
+from tests.stress.outcomes import Overtime, at_most, bounded_memory, command_line, own_error_or_fine
 
 Form = dict[str, Any]
 Rng = np.random.Generator
@@ -132,33 +130,13 @@ def draw(rng: Rng) -> tuple[Form, float]:
 
 
 # -- deciding ---------------------------------------------------------------------------------------------------------
-class Late(BaseException):
-    """No Exception: nobody on the way may take it for one of his."""
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raises Late after so many seconds of processor time."""
-
-    def stop(*_: object) -> None:
-        raise Late
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
 def truth(form: Form, resolutions: tuple[float, ...]) -> tuple[dict[str, float], dict[str, float]] | None:
     """The terms, and by how much they are known: what resolutions differ by; None where the oracle cannot tell."""
     try:
         with at_most(ORACLE_SECONDS), bounded_memory(ORACLE_BYTES), np.errstate(all="ignore"):
             psi = PSI[form["layer"]["psi"]]
             found = [oracle.reference_terms(form, psi, resolution) for resolution in resolutions]
-    except (Late, ArithmeticError, ValueError, MemoryError, IndexError):
+    except (Overtime, ArithmeticError, ValueError, MemoryError, IndexError):
         return None
     finest = found[-1]
     if not all(math.isfinite(value) and abs(value) < 1e290 for value in finest.values()):
