@@ -418,10 +418,20 @@ class _Run:
         state.turn, state.gained = 0, None
         attempt = state.attempts[state.at]
         if state.tol > self.tol:
-            state.tol = self.tol if state.tol < 30 * self.tol else 0.1 * state.tol
-            if attempt is trained:  # the same point and coordinates: L-BFGS keeps its memory
-                finer = self._objective(attempt.encoder)
-                state.search = Search(search.x, *finer.fun_and_jac(search.x), search.steps, search.changes)
+            coarser, state.tol = state.tol, self.tol if state.tol < 30 * self.tol else 0.1 * state.tol
+            finer = self._objective(attempt.encoder)
+            trial, same = _Trial(finer), attempt is trained
+            x = search.x if same else finer.x0
+            answer = trial(x)
+            if answer is None:
+                state.tol = coarser
+                state.message = (
+                    f"stopped at tol {coarser:g}, the loss cannot be had there to a finer one: {trial.refusal}"
+                )
+            elif same:  # the same point and coordinates: L-BFGS keeps its memory
+                state.search = Search(x, *answer, search.steps, search.changes)
+            else:
+                state.search = Search(x, *answer)
         else:
             state.message = f"converged: {attempt.message}" if "limit" not in attempt.message else attempt.message
 

@@ -644,6 +644,27 @@ def test_a_fit_is_not_lost_where_its_terms_cannot_be_had_sharper(monkeypatch: py
     assert "T3: see their errors" in fitted.message
 
 
+def test_a_run_ends_where_a_finer_tolerance_is_refused_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was reached at the coarse tolerance is worth more than a traceback."""
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
+    p1 = et.FeatureModel([[1.0, 0.4], [0.0, 0.9]], [Bernoulli(0.3)] * 2, 0.2)
+    evaluate = ProfileObjective.evaluate
+
+    def refused(self: ProfileObjective, x: np.ndarray) -> object:
+        if self.tol < 1e-3:
+            raise et.UnsupportedError("too many modes")
+        return evaluate(self, x)
+
+    coarse = train(layer, p1, generate("identity", "bernoulli"), family="bernoulli", tol=1e-3)
+    monkeypatch.setattr(ProfileObjective, "evaluate", refused)
+    fitted = train(layer, p1, generate("identity", "bernoulli"), family="bernoulli", tol=1e-5)
+    assert fitted.message.startswith(
+        "stopped at tol 0.001, the loss cannot be had there to a finer one: too many modes"
+    )
+    assert fitted.terms["L"].value == pytest.approx(coarse.terms["L"].value, abs=1e-3)
+    assert len(fitted.history) > 1
+
+
 @pytest.mark.parametrize("scale", [2.0**-20, 1e-3, 1e3, 2.0**20])
 def test_units_of_x2_do_not_matter(scale: float) -> None:
     """Twelve terms, history, starts, encoder and model in the units that were given, all within tol; they missed it by far."""
