@@ -182,13 +182,15 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Met:
-    """Terms that meet their tolerance, and what they came from: the engine, and the problem and the terms in its unit of x2."""
+    """Terms, and what they came from: the engine, and the problem and the terms in its unit of x2; `worst` is the largest error
+    over what tol allows it."""
 
     terms: dict[str, Estimate]
     unit: float
     problem: Problem
     estimates: dict[str, Estimate]
     engine: Expectations
+    worst: float
 
 
 def _met(
@@ -204,15 +206,35 @@ def _met(
     """The terms by the spectral engine, with x2 in its own unit (see `units`): asked for more where a term's error misses tol at
     first (how large the functions of a problem get is known only once they have been expanded)."""
     from elbotree.runtime.sampling import EnumeratedExpectations
-    from elbotree.runtime.spectral import SpectralExpectations
 
     if EnumeratedExpectations.covers(problem.input):
         # no noise and few values of x1: plain sums, exact to rounding
         exact = EnumeratedExpectations(problem.layer, problem.input, problem.encoder)
         estimates: dict[str, Estimate] = kernels.evaluate(exact, problem, done)
-        return _Met(estimates, 1.0, problem, estimates, exact)
-    unit = unit_of(problem.layer, problem.input)
-    problem = problem if unit == 1.0 else problem_in(unit, problem)
+        return _Met(estimates, 1.0, problem, estimates, exact, 0.0)
+    rest = tol, gradient_tol, done, max_seconds, max_memory, executor
+    met = _in_unit(unit_of(problem.layer, problem.input), kernels, problem, *rest)
+    if met.worst > 1.0 and met.unit != 1.0:
+        # psi has no unit: where b is 1e8 and x2 as large, w is 1e-8 in its unit, and of psi(b) no digits are left
+        met = min(met, _in_unit(1.0, kernels, problem, *rest), key=lambda one: one.worst)
+    return met
+
+
+def _in_unit(
+    unit: float,
+    kernels: Kernels,
+    problem: Problem,
+    tol: float,
+    gradient_tol: float | None,
+    done: Callable[[str], None],
+    max_seconds: float | None,
+    max_memory: float | None,
+    executor: Executor | None,
+) -> _Met:
+    """The terms by the spectral engine, with x2 in a unit."""
+    from elbotree.runtime.spectral import SpectralExpectations
+
+    given, problem = problem, problem if unit == 1.0 else problem_in(unit, problem)
     sizes = _sizes(kernels, problem)
     sharper = 1.0
     for _ in range(3):
@@ -222,13 +244,13 @@ def _met(
         means = [kernels.mean(j, q) for j, q in enumerate(problem.encoder)]
         with engine.under_way(means, problem.model.B.T @ problem.model.B):
             done("T3")
-            estimates = kernels.evaluate(engine, problem, done)
-        terms = terms_in(unit, problem.layer.n2, estimates)
+            estimates: dict[str, Estimate] = kernels.evaluate(engine, problem, done)
+        terms = terms_in(unit, given.layer.n2, estimates)
         worst = max(float(e.error) / (tol * max(1.0, abs(float(e.value)))) for e in terms.values())
         if worst <= 1.0:
             break
         sharper *= max(0.003, 0.3 / worst)
-    return _Met(terms, unit, problem, estimates, engine)
+    return _Met(terms, unit, problem, estimates, engine, worst)
 
 
 def _sizes(kernels: Kernels, problem: Problem) -> dict[str, float]:
