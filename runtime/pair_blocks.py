@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -280,8 +281,7 @@ class Workbench:
                 self._lattices.update((pair, held[pair]) for pair in pairs)
 
 
-@dataclass(frozen=True)
-class _Ask:
+class _Ask(NamedTuple):
     """What is asked of a pair, and where its answer goes."""
 
     pair: Pair
@@ -289,8 +289,7 @@ class _Ask:
     asked: Asked
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """The lattice of a pair: with how many needs it was made, and where it is."""
 
     needs: int
@@ -319,19 +318,20 @@ class _Found:
         for of_set in by_set.values():
             lattices = held[of_set[0].pair].set
             sums = [Sum(held[ask.pair].at, ask.asked.s, ask.asked.r) for ask in of_set]
-            errors = lattices.errors(sums)
-            served = [whatever or error <= ask.asked.allowed for ask, error in zip(of_set, errors, strict=True)]
-            others += [ask for ask, good in zip(of_set, served, strict=True) if not good]
+            served = [True] * len(sums)
+            if not whatever:
+                found = zip(of_set, lattices.errors(sums), strict=True)
+                served = [error <= ask.asked.allowed for ask, error in found]
+                others += [ask for ask, good in zip(of_set, served, strict=True) if not good]
             for with_F in (False, True):
                 which = [i for i, ask in enumerate(of_set) if served[i] and (ask.asked.row is not None) == with_F]
                 if not which:
                     continue
                 places, these = [of_set[i].place for i in which], [sums[i] for i in which]
-                self.errors[places] = errors[which]
                 if with_F:
-                    self.parts[places] = lattices.parts(these)
+                    self.parts[places], self.errors[places] = lattices.parts(these)
                 else:
-                    self.values[places] = lattices.values(these, self._ahead)
+                    self.values[places], self.errors[places] = lattices.values(these, self._ahead)
         return others
 
     def combined(self) -> Array:

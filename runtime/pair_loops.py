@@ -724,32 +724,41 @@ def walk_pairs(
         )  # fmt: skip
 
 
+@_jit
+def _error(
+    n: int, s_at: int, P: int, r_at: int, Q: int, sizes: Any, boxes: Any, at: Any, slack: Any, spread: float
+) -> float:
+    """`PairLattice.error` of a sum on the lattice of pair n, as in `errors_of_sums`."""
+    if boxes[n, 0] < P or boxes[n, 1] < Q:
+        return np.inf
+    width = boxes[n, 1] + 1
+    plainly, squared = 0.0, 0.0
+    for p in range(-P, P + 1):
+        for q in range(Q + 1):
+            left = _coefficient(sizes, s_at, P, r_at, Q, p, q) * slack[at[n] + (p + boxes[n, 0]) * width + q]
+            plainly += left
+            squared += left * left
+    return float(min(plainly, spread * np.sqrt(squared)))
+
+
 @_entry
 def errors_of_sums(asked: Any, sizes: Any, boxes: Any, at: Any, slack: Any, spread: float, errors: Any) -> None:
     """`PairLattice.error` for each asked (.., 5), as `needs` of `plan_pairs`; infinite where the lattice's box is too small."""
     for i in range(asked.shape[0]):
         n, s_at, P, r_at, Q = asked[i]
-        if boxes[n, 0] < P or boxes[n, 1] < Q:
-            errors[i] = np.inf
-            continue
-        width = boxes[n, 1] + 1
-        plainly, squared = 0.0, 0.0
-        for p in range(-P, P + 1):
-            for q in range(Q + 1):
-                left = _coefficient(sizes, s_at, P, r_at, Q, p, q) * slack[at[n] + (p + boxes[n, 0]) * width + q]
-                plainly += left
-                squared += left * left
-        errors[i] = min(plainly, spread * np.sqrt(squared))
+        errors[i] = _error(n, s_at, P, r_at, Q, sizes, boxes, at, slack, spread)
 
 
 @_entry
 def read_pairs(
-    asked: Any, series: Any, pairs: Any, plans: Any, at: Any, limits: Any, merged: Any, loads: Any, coefficients: Any,
-    b_modes: int, places: Any, starts: Any, sums: Any, values: Any, slopes: Any, shares: Any,
+    asked: Any, series: Any, sizes: Any, pairs: Any, boxes: Any, plans: Any, at: Any, limits: Any, slack: Any, spread: float,
+    merged: Any, loads: Any, coefficients: Any, b_modes: int, places: Any, starts: Any, sums: Any, values: Any, errors: Any,
+    slopes: Any, shares: Any,
 ) -> None:  # fmt: skip
     """What `PairLattice.value`, and `PairLattice.vector` where `slopes` is not empty, take from the lattices for each asked
-    (A, 5), as `needs` of `plan_pairs`: Re sum c X_0 as values (A,), Im of the sources' derivatives as slopes (A, m), and as
-    shares (A, 4) Im of the sums of c X_0 p, c X_0 q and c times those with k, and Re sum c X_1. The rest as in `walk_pairs`."""
+    (A, 5), as `needs` of `plan_pairs`: Re sum c X_0 as values (A,), what `errors_of_sums` says, Im of the sources' derivatives as
+    slopes (A, m), and as shares (A, 4) Im of the sums of c X_0 p, c X_0 q and c times those with k, and Re sum c X_1. The rest
+    as in `walk_pairs`."""
     X, terms, by_source, by_k = sums
     vectors = slopes.shape[0] > 0
     for i in range(asked.shape[0]):
@@ -764,6 +773,7 @@ def read_pairs(
                 c[row, q] = _coefficient(series, s_at, P, r_at, Q, first + row, q)
                 total += (c[row, q] * X[x + row * columns + q]).real
         values[i] = total
+        errors[i] = _error(n, s_at, P, r_at, Q, sizes, boxes, at, slack, spread)
         if not vectors:
             continue
         of_p, of_q, of_k, of_psi = 0.0, 0.0, 0.0, 0.0

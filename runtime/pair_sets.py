@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,7 @@ class Need:
     tol: float
 
 
-@dataclass(frozen=True)
-class Sum:
+class Sum(NamedTuple):
     """The product of two series on the lattice of a pair, by its place in the set."""
 
     pair: int
@@ -60,19 +59,20 @@ class OneByOne:
             return np.inf
         return lattice.error(_product(one.s, one.r, lattice.box))
 
-    def values(self, sums: Sequence[Sum], ahead: bool) -> Array:
-        """E of each, (..,); `ahead`: `parts` comes next."""
+    def values(self, sums: Sequence[Sum], ahead: bool) -> tuple[Array, Array]:
+        """E of each, (..,), and `errors`; `ahead`: `parts` comes next."""
         values = np.zeros(len(sums))
         for place, one in enumerate(sums):
             lattice = self._each[one.pair]
             lattice.make(ahead)
             values[place] = lattice.value(_product(one.s, one.r, lattice.box))
-        return values
+        return values, self.errors(sums)
 
-    def parts(self, sums: Sequence[Sum]) -> Array:
-        """What `BLaw.with_F` makes E of each times F from, (.., m + n2 + 2)."""
+    def parts(self, sums: Sequence[Sum]) -> tuple[Array, Array]:
+        """What `BLaw.with_F` makes E of each times F from, (.., m + n2 + 2), and `errors`."""
         lattices = [self._each[one.pair] for one in sums]
-        return np.array([x.parts(_product(one.s, one.r, x.box)) for one, x in zip(sums, lattices, strict=True)])
+        parts = [x.parts(_product(one.s, one.r, x.box)) for one, x in zip(sums, lattices, strict=True)]
+        return np.array(parts), self.errors(sums)
 
 
 @dataclass(frozen=True)
@@ -149,31 +149,31 @@ class Together:
 
     def errors(self, sums: Sequence[Sum]) -> Array:
         """What each lattice leaves out of the sum, infinite where it has too few modes; nothing is walked yet."""
-        errors_of_sums: Any = _loops().errors_of_sums
         found = np.zeros(len(sums))
         asked, series = _flat(sums)
-        errors_of_sums(asked, np.abs(series), self._boxes, self._at, self._slack, SPREAD, found)
+        _loops().errors_of_sums(asked, np.abs(series), self._boxes, self._at, self._slack, SPREAD, found)
         return found
 
-    def values(self, sums: Sequence[Sum], ahead: bool) -> Array:
-        """E of each, (..,); `ahead`: `parts` comes next."""
-        return self._read(sums, self._walk(ahead), 0)[0]
+    def values(self, sums: Sequence[Sum], ahead: bool) -> tuple[Array, Array]:
+        """E of each, (..,), and `errors`; `ahead`: `parts` comes next."""
+        return self._read(sums, self._walk(ahead), 0)[:2]
 
-    def parts(self, sums: Sequence[Sum]) -> Array:
-        """What `BLaw.with_F` makes E of each times F from, (.., m + n2 + 2)."""
-        values, slopes, shares = self._read(sums, self._walk(True), len(sums))
+    def parts(self, sums: Sequence[Sum]) -> tuple[Array, Array]:
+        """What `BLaw.with_F` makes E of each times F from, (.., m + n2 + 2), and `errors`."""
+        values, errors, slopes, shares = self._read(sums, self._walk(True), len(sums))
         pairs = self._pairs[[one.pair for one in sums]]
         omega = shares[:, 0, None] * self._steps[pairs[:, 0]] + shares[:, 1, None] * self._steps[pairs[:, 1]]
         omega += np.multiply.outer(shares[:, 2], self._shared.b_step)
-        return np.concatenate([slopes, omega, shares[:, 3:], values[:, None]], axis=1)
+        return np.concatenate([slopes, omega, shares[:, 3:], values[:, None]], axis=1), errors
 
-    def _read(self, sums: Sequence[Sum], walked: _Walked, with_F: int) -> tuple[Array, Array, Array]:
-        """What `read_pairs` of the compiled loops finds: values, and for the first `with_F` slopes and shares."""
-        read_pairs: Any = _loops().read_pairs
-        found = np.zeros(len(sums)), np.zeros((with_F, len(self._shared.costs))), np.zeros((with_F, 4))
-        read_pairs(
-            *_flat(sums), self._pairs, self._plans, self._at, self._limits, self._merged, self._loads,
-            self._shared.weak.parts, self._shared.b_modes, walked.places, walked.starts, walked.sums, *found,
+    def _read(self, sums: Sequence[Sum], walked: _Walked, with_F: int) -> tuple[Array, Array, Array, Array]:
+        """What `read_pairs` of the compiled loops finds: values, errors, and for the first `with_F` slopes and shares."""
+        count, (asked, series) = len(sums), _flat(sums)
+        found = np.zeros(count), np.zeros(count), np.zeros((with_F, len(self._shared.costs))), np.zeros((with_F, 4))
+        _loops().read_pairs(
+            asked, series, np.abs(series), self._pairs, self._boxes, self._plans, self._at, self._limits, self._slack, SPREAD,
+            self._merged, self._loads, self._shared.weak.parts, self._shared.b_modes, walked.places, walked.starts, walked.sums,
+            *found,
         )  # fmt: skip
         return found
 
@@ -181,7 +181,6 @@ class Together:
         """The sums over b of all lattices, for X alone or for all that vectors need; made once."""
         if self._walked is not None and (self._walked.by_k.size > 0 or not vectors):
             return self._walked
-        walk_pairs: Any = _loops().walk_pairs
         shared, transform = self._shared, self._shared.transform
         assert transform is not None
         modes, points = self._plans[:, 1] * self._plans[:, 2], self._plans[:, 5]
@@ -200,7 +199,7 @@ class Together:
         reach = float(furthest.sum(axis=1).max(initial=0.0))
         reach += float(np.abs(shared.along).max(initial=0.0)) * shared.b_modes
         steps = np.array([*self._steps, shared.b_step])
-        walk_pairs(
+        _loops().walk_pairs(
             self._pairs, self._plans, self._at, self._limits, self._wanted, self._merged,
             (steps @ shared.law.noise @ steps.T, self._loads, self._phases),
             (shared.along, shared.weak.parts, shared.b_modes),

@@ -46,7 +46,7 @@ _TAIL_SHARE = 0.004  # of a pair's tolerance, for what lies outside the ranges: 
 _POINT = 3e-9  # seconds, of a lattice point and source, about
 _MANY = 48  # modes a side from which on windowed periods are tried too
 _SIDE = 12  # features a side of a block, at most
-_SIDES = 8  # blocks a side, at least, where features suffice
+_SIDES = 6  # blocks a side, at least, where features suffice
 
 
 @dataclass(frozen=True)

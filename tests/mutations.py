@@ -478,7 +478,7 @@ MUTATIONS = (
     Mutation("output.of_square", OUTPUT, "rings.mean(beyond[1]) + inside * transform.largest", "0.0", SPECTRAL_TESTS),
     Mutation("output.of_y_psi", OUTPUT, "mixed + mixed.T +", "", SPECTRAL_TESTS),
     Mutation("sets.points", SETS, "if len(large):", "if False:", SET_TESTS),
-    Mutation("blocks.served", BLOCKS, "[whatever or error <= ask.asked.allowed for", "[error <= np.inf for", SET_TESTS),
+    Mutation("blocks.served", BLOCKS, "[error <= ask.asked.allowed for", "[error <= np.inf for", SET_TESTS),
     Mutation("blocks.bytes", BLOCKS, "self._bytes -= size", "pass", SET_TESTS),
     Mutation("loops.budget", LOOPS, "0.2 * budget", "20.0 * budget", PAIR_TESTS),
     Mutation("loops.fitting", LOOPS, "by_degree[trial + 1] + last", "by_degree[trial + 2] + last", PAIR_TESTS),

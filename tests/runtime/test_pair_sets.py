@@ -92,8 +92,8 @@ def test_many_pairs_together_are_those_of_one_lattice_each(priors: tuple[Prior, 
     met = [(of[a], of[b]) for a, b in PAIRS]
     together = lattices_of(shared(law, True), met, NEEDS)
     assert isinstance(together, Together)
-    errors, values = together.errors(sums()), together.values(sums(), False)
-    with_F = shared(law, True).with_F(together.parts(sums()))
+    values, errors = together.values(sums(), False)
+    with_F = shared(law, True).with_F(together.parts(sums())[0])
     np.testing.assert_array_equal(with_F[:, -1], values)
     plain = shared(law, False)
     for at, one in enumerate(sums()):
@@ -176,7 +176,7 @@ def test_a_lattice_that_leaves_out_too_much_is_made_anew_for_both(compiled: bool
         (2, [first[2], sharper], sharper, 1),
     ):
         alone = OneByOne(plain, [(of[PAIRS[pair][0]], of[PAIRS[pair][1]])], [needs])
-        expected[row] += 1.5 * plain.with_F(alone.parts([Sum(0, one.s, one.r)]))[0]
+        expected[row] += 1.5 * plain.with_F(alone.parts([Sum(0, one.s, one.r)])[0])[0]
     np.testing.assert_allclose(answer.rows, expected, atol=1e-11)
     np.testing.assert_array_equal(Workbench(shared(law, compiled)).work(second).rows, answer.rows)
 
