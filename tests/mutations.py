@@ -468,7 +468,7 @@ MUTATIONS = (
     Mutation("weak.radius", WEAK, "radius ** -np.arange(ORDERS)", "radius ** np.arange(ORDERS)", PAIR_TESTS),
     Mutation("loops.twice", LOOPS, "(2.0 if q > 0 or p > 0 else 1.0)", "(2.0 if q > 0 or p >= 0 else 1.0)", SET_TESTS),
     Mutation("loops.of_b", LOOPS, "= -across[two, last] * (k", "= across[two, last] * (k", SET_TESTS),
-    Mutation("loops.at_once", LOOPS, "errors[i] = min(plainly", "errors[i] = max(plainly", SET_TESTS),
+    Mutation("loops.at_once", LOOPS, "return float(min(plainly", "return float(max(plainly", SET_TESTS),
     Mutation("loops.needs", LOOPS, "weights[row, q] = max(weights[row, q], size)", "weights[row, q] = size", SET_TESTS),
     Mutation("loops.box", LOOPS, "boxes[n, 0] < P or boxes[n, 1] < Q", "boxes[n, 0] < P", SET_TESTS),
     Mutation("loops.of_psi", LOOPS, "X[x + size + at_mode]).real", "X[x + at_mode]).real", SET_TESTS),
