@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 import traceback
@@ -282,6 +283,9 @@ def table(outcomes: list[Outcome]) -> str:
             lines.append(
                 f"{name:5s} {100 * (1 - missed / len(done)):8.2f}% {np.median(ratios):20.3g} {ratios.min():10.2g}"
             )
+    every = np.array([ratio for o in done for ratio in o.overestimates.values()])
+    if len(every):
+        lines.append(f"{'all':5s} {'':>9s} {np.median(every):20.3g} {every.min():10.2g}")
     return "\n".join(lines)
 
 
@@ -322,7 +326,10 @@ def main() -> int:
     parser.add_argument(
         "--limit", type=float, default=60.0, help="processor seconds after which one is stopped (default: 60)"
     )
+    parser.add_argument("--memory", type=float, default=8.0, metavar="GiB", help="that may be taken (default: 8)")
     arguments = parser.parse_args()
+    # an oracle that asks for more is told so, and the problem counts as one without; the machine would end the program
+    resource.setrlimit(resource.RLIMIT_AS, (int(arguments.memory * 2**30), resource.RLIM_INFINITY))
     numbers = range(arguments.problems) if arguments.only is None else [arguments.only]
     if arguments.show and arguments.only is not None:
         print(json.dumps(draw(np.random.default_rng([arguments.seed, arguments.only]))[0]))
