@@ -50,7 +50,8 @@ def enclosed(psi: Activation) -> int:
                 value = np.broadcast_to(f(centre + t * half), centre.shape)
                 room = 1e-9 * (1 + np.abs(value))  # rounding is not enclosed
                 assert np.all((low - room <= value) & (value <= high + room) | ~np.isfinite(value))
-        tight += int(np.sum((low <= high) & (high - low < 1e-2 * (1 + np.abs(low)))))
+        with np.errstate(invalid="ignore"):  # where psi has no values both ends may be infinite: log(b) below 0
+            tight += int(np.sum((low <= high) & (high - low < 1e-2 * (1 + np.abs(low)))))
     return tight
 
 

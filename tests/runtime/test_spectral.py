@@ -185,3 +185,20 @@ def test_moments_of_f_are_within_their_errors_which_are_of_the_size_of_the_toler
     assert np.all(off <= error)
     size = np.append(np.sqrt(np.diag(exact)), 1.0)
     assert np.all(error <= 0.1 * tol * np.outer(size, size))
+
+
+def test_each_entry_of_the_second_moment_of_f_has_an_error_of_its_own() -> None:
+    """f_0 is 2 e^b and next to no y, the others are y alone: E f_0^2 is E psi^2, and E f_0 f_i is E[psi y_i]."""
+    A = np.array([[1e-9, 0.0, 0.0], [0.0, 0.8, 0.3], [0.0, -0.2, 0.6]])
+    u, w = np.array([0.0, 0.6, -0.5]), np.array([2.0, 0.0, 0.0])
+    law = OutputLaw(et.Layer(A, w, u, "exp(b)"), et.FeatureModel(np.eye(3), [Normal(0.0, 1.0)] * 3, 0.5), 1e-2)
+    first, second, error = law.f_moments
+    C = 1.25 * A @ A.T
+    v = u @ C @ u
+    one, square, with_y = 2 * np.exp(v / 2), 4 * np.exp(2 * v), 2 * (C @ u) * np.exp(v / 2)
+    off = np.abs([first[0] - one, second[0, 0] - square, second[0, 1] - with_y[1], second[0, 2] - with_y[2]])
+    said = np.array([error[0, 3], error[0, 0], error[0, 1], error[0, 2]])
+    assert np.all(off > 1e-9)  # there is something to cover
+    assert np.all((off <= said) & (said < 1e-2))
+    np.testing.assert_allclose(second[1:, 1:], C[1:, 1:], atol=1e-14)
+    assert np.all(error[1:, 1:] < 1e-13)
