@@ -62,7 +62,7 @@ def compiler_of(psi: Activation) -> tuple[str, Callable[[str], Activation]]:
     Raises UnsupportedError when no compiler is set.
     """
     if _compiler is None or _definition is None:
-        raise UnsupportedError(f"psi {psi.text!r} cannot be sent to other processes: `import elbotree` first")
+        raise UnsupportedError(f"psi {psi.text!r} cannot be sent to other processes: `import elbotree.compiler` first")
     return _definition(psi.text), _compiler
 
 
@@ -74,7 +74,7 @@ def compile_psi(text: str) -> Activation:
     """
     if _compiler is None:
         raise UnsupportedError(
-            f"psi {text!r} is text and nothing here can compile it: `import elbotree` first, or pass the `PSI` object of "
-            "a generated kernel module instead of its name"
+            f"psi {text!r} is text and nothing here can compile it: take Layer from elbotree instead of its runtime, or "
+            "`import elbotree.compiler` first, or pass the `PSI` object of a generated kernel module instead of its name"
         )
     return _compiler(text)

@@ -221,3 +221,19 @@ def test_fit_refuses_counts_and_families_that_do_not_fit() -> None:
         et.fit(layer, p1, features=-1)
     with pytest.raises(et.InputError, match="lists 2 names; there are 1 features"):
         et.fit(layer, p1, features=1, family=["bernoulli", "normal"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "printed"),
+    [
+        ("import elbotree", "take Layer from elbotree instead of its runtime, or `import elbotree.compiler` first"),
+        ("import elbotree.compiler", "relu"),
+        ("from elbotree import Problem", "relu"),
+    ],
+)
+def test_a_runtime_that_cannot_compile_psi_says_what_to_import(lines: str, printed: str) -> None:
+    program = (
+        f"{lines}\nfrom elbotree.runtime.models import Layer\n"
+        "try:\n    print(Layer([[1.0]], [1.0], [1.0], 'relu').activation.text)\nexcept Exception as error:\n    print(error)"
+    )
+    assert printed in run_python(program)
