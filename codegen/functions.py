@@ -116,7 +116,8 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
         return str(super()._print_Pow(expr, rational=rational))
 
     def _nest(self, name: str, expr: sp.Expr) -> str:
-        """np.maximum takes two arguments; sympy would reach for functools.reduce."""
+        """np.maximum and its like take two arguments; sympy would reach for functools.reduce or np.logical_or.reduce, which hides
+        its arguments from classes that are no arrays (`runtime.enclosures`)."""
         first, *rest = (str(self._print(argument)) for argument in sorted(expr.args, key=sp.default_sort_key))
         for argument in rest:
             first = f"np.{name}({first}, {argument})"
@@ -127,6 +128,12 @@ class KernelPrinter(SciPyPrinter):  # type: ignore[misc]
 
     def _print_Min(self, expr: sp.Expr) -> str:
         return self._nest("minimum", expr)
+
+    def _print_And(self, expr: sp.Expr) -> str:
+        return self._nest("logical_and", expr)
+
+    def _print_Or(self, expr: sp.Expr) -> str:
+        return self._nest("logical_or", expr)
 
     def _print_Piecewise(self, expr: sp.Expr) -> str:
         text = self._branch(expr.args[-1].expr)

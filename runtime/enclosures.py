@@ -48,6 +48,9 @@ class Interval(NDArrayOperatorsMixin):
         point = np.asarray(x, dtype=np.float64)
         return cls(point, point)
 
+    def __bool__(self) -> bool:
+        raise TypeError("an interval is neither true nor false: functions that ask for one truth do not enclose it")
+
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         if method != "__call__" or options or function not in _RULES:
             return NotImplemented

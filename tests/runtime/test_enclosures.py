@@ -31,6 +31,7 @@ TEXTS = [
     *("where(b > 1, tanh(b), where(b <= -1, sin(4*b), b**2))", "cos(3*b)*b"),
     *("(abs(b) + 1)**(-2/3)", "1/(1 + b**2)**3", "(b**2 + 1)**(-1/2)", "b**(-3)", "where(b < 0, 1, (b + 1)**(-1/3))"),
     "abs(where(7 <= b/2, leaky_relu(b, 3), (b + 9)**(-2/3)))",
+    *("where(b < 1, b**-1, b**(1/2))", "where(b < 1, b**-1, where(b < 2, b**(1/2), -1/b))"),
     *("exp(-(b - 2)**2)*sin(5*b)", "1/(1 + exp(b))", "max(b, 0, b**2 - 3)", "(abs(b) + 1)**(2/3)", "b - b", "3.5"),
 ]
 
@@ -140,3 +141,10 @@ def test_a_narrow_peak_anywhere_is_not_missed(text: str, spread: float) -> None:
     value, error, true = of_psi(text, spread)
     assert abs(value - true) <= error
     assert error <= 1e-6 * max(1.0, abs(true))
+
+
+def test_functions_that_ask_for_one_truth_are_refused() -> None:
+    """np.logical_or.reduce makes an object array of its arguments, and asks each whether it is true."""
+    cells = Interval(np.zeros(3), np.ones(3))
+    with pytest.raises(TypeError, match="neither true nor false"):
+        np.logical_or.reduce((cells, cells))
