@@ -477,6 +477,7 @@ MUTATIONS = (
     Mutation("pairs.too_far", PAIRS, "return missed > 2.0 * tol", "return missed > np.inf * tol", SPECTRAL_TESTS),
     Mutation("output.of_square", OUTPUT, "rings.mean(beyond[1]) + inside * transform.largest", "0.0", SPECTRAL_TESTS),
     Mutation("output.of_y_psi", OUTPUT, "mixed + mixed.T +", "", SPECTRAL_TESTS),
+    Mutation("sets.sheared", SETS, "if len(far):", "if False:", SET_TESTS),
     Mutation("sets.points", SETS, "if len(large):", "if False:", SET_TESTS),
     Mutation("blocks.served", BLOCKS, "[error <= ask.asked.allowed for", "[error <= np.inf for", SET_TESTS),
     Mutation("blocks.bytes", BLOCKS, "self._bytes -= size", "pass", SET_TESTS),

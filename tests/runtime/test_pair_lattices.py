@@ -15,18 +15,10 @@ from elbotree.runtime.frames import Axis, Frame
 from elbotree.runtime.models import FeatureModel, Layer
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.pair_lattices import BLaw, PairLattice
-from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Mixture, Normal, Prior
+from elbotree.runtime.priors import Bernoulli, Normal, Prior
 from elbotree.runtime.spectral import SpectralExpectations
 from elbotree.runtime.weak_sources import ORDERS, WeakSources
-
-SPARSE: tuple[Prior, ...] = (Bernoulli(0.1),) * 5
-MIXED: tuple[Prior, ...] = (
-    Bernoulli(0.5),
-    Exponential(0.4),
-    Discrete((-1.0, 0.0, 2.0), (0.2, 0.6, 0.2)),
-    Laplace(0.1, 0.3),
-    Mixture((0.5, 0.5), (Normal(-0.3, 0.2), Normal(0.4, 0.1))),
-)
+from tests.runtime.sources import MIXED, SPARSE
 
 
 def output(priors: tuple[Prior, ...], psi: str, tol: float, noise: float = 0.15) -> OutputLaw:

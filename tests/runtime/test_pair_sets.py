@@ -11,21 +11,14 @@ import elbotree as et
 from elbotree.runtime import pair_lattices
 from elbotree.runtime.errors import UnsupportedError
 from elbotree.runtime.fourier import Period, Series
-from elbotree.runtime.frames import Axis
+from elbotree.runtime.frames import Axis, Frame
 from elbotree.runtime.output_law import OutputLaw
 from elbotree.runtime.pair_blocks import Asked, Block, Workbench
 from elbotree.runtime.pair_lattices import BLaw, PairLattice
 from elbotree.runtime.pair_sets import Need, OneByOne, Sum, Together, lattices_of
-from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Mixture, Normal, Prior
+from elbotree.runtime.priors import Bernoulli, Prior
+from tests.runtime.sources import MIXED, SPARSE
 
-SPARSE: tuple[Prior, ...] = (Bernoulli(0.1),) * 5
-MIXED: tuple[Prior, ...] = (
-    Bernoulli(0.5),
-    Exponential(0.4),
-    Discrete((-1.0, 0.0, 2.0), (0.2, 0.6, 0.2)),
-    Laplace(0.1, 0.3),
-    Mixture((0.5, 0.5), (Normal(-0.3, 0.2), Normal(0.4, 0.1))),
-)
 CASES = [(SPARSE, "relu"), (MIXED, "relu"), (MIXED, "hardtanh")]
 PAIRS = ((0, 1), (2, 0), (1, 2))  # axis 0 is sheared
 
@@ -123,6 +116,33 @@ def test_a_sum_of_too_many_points_is_refused_among_others(compiled: bool, monkey
     monkeypatch.setattr(pair_lattices, "MAX_POINTS", 1e3)
     with pytest.raises(UnsupportedError, match="lattice points for"):
         lattices_of(shared(law, compiled), [(of[a], of[b]) for a, b in PAIRS], NEEDS)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_pairs_sheared_further_than_there_are_frequencies_are_made_without(compiled: bool) -> None:
+    """Rows along single features shear both axes: 30 and 25 modes move the center of b by 44 of its 33 frequencies, and what was
+    left out was 31 times tol; few modes stay as they are."""
+    u = np.array([1.0, 0.8, 0.3, 0.3, 0.3])
+    law = OutputLaw(
+        et.Layer(np.eye(5), [0.1] * 5, u, "relu"), et.FeatureModel(np.eye(5), [Bernoulli(0.3)] * 5, 0.2), 1e-6
+    )
+    of = []
+    for j in (0, 1):
+        c = law.coordinate(8.0 * np.eye(5)[j], 0.3)
+        of.append(Axis(c, Period(*c.ranges(np.log(1e-8)).first, 0.0)))
+    many, few = Need(series(30, 1), series(25, 2), 1e-7), Need(series(5, 3), series(4, 4), 1e-7)
+    common = shared(law, compiled)
+    assert all(common.side(axis).shift > 0.7 for axis in of)
+    made = lattices_of(common, [(of[0], of[1]), (of[0], of[1])], [[many], [few]])
+    asked = [Sum(0, many.s, many.r), Sum(1, few.s, few.r)]
+    values, errors = made.values(asked, False)
+    assert np.all(errors <= 1e-7)
+    for value, error, need in zip(values, errors, (many, few), strict=True):
+        P, Q = need.s.P, need.r.P
+        modes = np.array([(p, q) for p in range(-P, P + 1) for q in range(Q + 1) if q > 0 or p >= 0])
+        frame = Frame(law.lattice_law, law.transform, law.u, law.w, of, modes)
+        exact = product(need.s, need.r, P, Q)[modes[:, 0] + P, modes[:, 1]] @ frame.X
+        assert abs(value - exact.real) <= error
 
 
 def test_a_smooth_psi_is_walked_pair_by_pair() -> None:
