@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,13 +18,21 @@ import elbotree.compiler  # noqa: F401  (layers hold psi as text)
 from elbotree.codegen import generate
 from elbotree.evaluation import DEFAULT_TOL, kernels_for
 from elbotree.runtime import encoding
-from elbotree.runtime.arguments import MOST_FEATURES, MOST_STARTS, check_count, check_kind, finite_number, generator
+from elbotree.runtime.arguments import (
+    MOST_FEATURES,
+    MOST_STARTS,
+    check_count,
+    check_kind,
+    finite_number,
+    generator,
+    shortened,
+)
 from elbotree.runtime.bounds import Bound, bound_below
 from elbotree.runtime.checkpoints import CheckpointFolder, Step, encoder_form, fingerprint
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.float_range import overflow_told
 from elbotree.runtime.joint import Joint
-from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem
+from elbotree.runtime.models import Encoder, FeatureModel, Layer, Problem, check_reads
 from elbotree.runtime.records import read_record
 from elbotree.runtime.search import TRIED
 from elbotree.runtime.storage import CFG, MODEL, load_folder, save_folder
@@ -211,7 +219,7 @@ def fit(
                      with features renewed), which are tried on a few thousand points of f(x1) before the loss is asked:
                      up to four of them, beyond nine features the propagated one and at most one other; families that do
                      not live on points have random encoders instead (12 for two features, 1 for nine)
-        encoder      where to start instead of the propagated features
+        encoder      where to start instead of the propagated features; their number, families and bases are its own
         noise_floor  the least sigma2 allowed; left out, a thousandth of the output's root mean square deviation, or less
                      where Gaussian noise of full rank bounds the loss. Where f(x1) has no density on R^n2 the loss is
                      unbounded below as sigma2 -> 0: it ends on the floor, and the message says so
@@ -230,24 +238,35 @@ def fit(
     """
     check_kind(layer, "layer", Layer, "; fit_network(layers, p1) models a list of them")
     check_kind(p1, "p1", FeatureModel, "; elbotree.fit_input makes one of data")
+    if p1.n != layer.n1:
+        raise InputError(
+            f"`p1` is of x1 in R^{p1.n}; the layer takes n1 = {layer.n1} coordinates, so `p1.B` must have {layer.n1} rows"
+        )
     _check_counts(features, starts, iterations, rounds)
     tol = finite_number(tol, "tol")
     if not 1e-12 < tol < 1:
         raise InputError(f"`tol` is {tol!r}; it must lie between 1e-12 and 1, such as 1e-4")
-    names = (
-        [q.family for q in encoder] if encoder is not None else [family] if isinstance(family, str) else list(family)
-    )
+    if noise_floor is not None:
+        noise_floor = finite_number(noise_floor, "noise_floor")
+        if noise_floor <= 0:
+            raise InputError(f"`noise_floor` is {noise_floor!r}; it must be greater than 0, or be left out")
+    if progress is not None and not callable(progress):
+        raise InputError(f"`progress` is {shortened(progress)}; it must be a function of a `Step`")
+    families, forms = _words("family", family), _words("prior", prior)
+    if encoder is not None:
+        encoder = _given_encoder(encoder, layer, features, families, forms)
+    names = families if encoder is None else [q.family for q in encoder]
     place = None
     if checkpoint is not None:
         start = None if encoder is None else encoder_form(encoder)
         settings = {
             **fingerprint(layer, p1),
             "features": features,
-            "family": [family] if isinstance(family, str) else list(family),
+            "family": families,
             "tol": tol,
             "iterations": iterations,
             "rounds": rounds,
-            "prior": [prior] if isinstance(prior, str) else list(prior),
+            "prior": forms,
             "starts": starts,
             "noise_floor": noise_floor,
             "encoder": start,
@@ -300,6 +319,37 @@ def _check_counts(features: int | None, starts: int | None, iterations: int, rou
     check_count("starts", starts, 1, MOST_STARTS)
     check_count("iterations", iterations, 1)
     check_count("rounds", rounds, 1)
+
+
+def _words(name: str, given: object) -> list[str]:
+    """One word, or several."""
+    words = [given] if isinstance(given, str) else given
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise InputError(f"`{name}` is {shortened(given)}; it must be one word, or a list with one for each feature")
+    return list(words)
+
+
+def _given_encoder(
+    encoder: object, layer: Layer, features: int | None, families: Sequence[str], forms: Sequence[str]
+) -> Encoder:
+    """The encoder that training starts at. Raises InputError for one that reads another layer, and for arguments that say otherwise
+    than it does."""
+    if isinstance(encoder, str) or not isinstance(encoder, Iterable):
+        raise InputError(f"`encoder` is {shortened(encoder)}; it must be an elbotree.Encoder")
+    encoder = Encoder(encoder)
+    for j, q in enumerate(encoder):
+        check_reads(q, f"encoder[{j}]", layer.n2)
+    own = [q.family for q in encoder]
+    if features not in (None, len(own)):
+        raise InputError(f"`features` is {features}, and `encoder` has {len(own)}; leave one of the two out")
+    said = [*families] * (len(own) if len(families) == 1 else 1)
+    if families != ["tilted"] and said != own:
+        raise InputError(f"`family` is {', '.join(families)}, and `encoder` has {', '.join(own)}; leave `family` out")
+    if any(form != "parametric" for form in forms):
+        raise InputError(
+            f"`prior` is {', '.join(forms)}; of an `encoder` that is given, the bases of its tilted posteriors say that"
+        )
+    return encoder
 
 
 def load(folder: str | Path) -> Fit:

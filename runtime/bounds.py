@@ -31,6 +31,7 @@ from scipy.special import logsumexp
 
 from elbotree.runtime.errors import ToleranceError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.joint import joint, marginal
 from elbotree.runtime.models import FeatureModel, Layer, Problem
 from elbotree.runtime.priors import Mixture, Normal, Prior, SpikeSlab
@@ -81,6 +82,7 @@ class Bound:
         return " >= ".join(["L", *parts]) + (f" ({self.note})" if self.note else "")
 
 
+@vanishing
 def bound_below(problem: Problem) -> Bound:
     """The cross-entropy of a problem's model and the entropy of f(x1), each where it is computable."""
     found: dict[str, Estimate] = {}

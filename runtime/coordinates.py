@@ -169,9 +169,10 @@ class FlatObjective:
 
     def fun_and_jac(self, x: Array) -> tuple[float, Array]:
         """L in nats and its gradient."""
+        values = self._values(x)
         key = np.asarray(x, dtype=np.float64).tobytes()
         if self._last is None or self._last[0] != key:
-            terms, slopes = self.coordinates.loss(self.kernels, self._values(x), self.tol)
+            terms, slopes = self.coordinates.loss(self.kernels, values, self.tol)
             flat = (
                 np.concatenate([np.ravel(slopes[name]) for name in self.coordinates.start]) if slopes else np.zeros(0)
             )

@@ -420,6 +420,14 @@ class Encoder(Sequence[Posterior]):
         return f"Encoder({list(self._posteriors)!r})"
 
 
+def check_reads(q: Posterior, name: str, n2: int) -> None:
+    """InputError unless the posterior reads x2 in R^n2."""
+    if q.C.shape[1] != n2:
+        raise InputError(
+            f"`{name}.C` has shape {q.C.shape}; the layer's output has n2 = {n2} coordinates, so it must be ({q.t}, {n2})"
+        )
+
+
 # -- the problem ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -474,11 +482,7 @@ class Problem:
                 f"`encoder` has {len(self.encoder)} posteriors; `model.B` has m2 = {m2} columns, so it must have {m2}"
             )
         for j, (q, prior) in enumerate(zip(self.encoder, self.model.priors, strict=True)):
-            if q.C.shape[1] != n2:
-                raise InputError(
-                    f"`encoder[{j}].C` has shape {q.C.shape}; the layer's output has n2 = {n2} coordinates, so it "
-                    f"must be ({q.t}, {n2})"
-                )
+            check_reads(q, f"encoder[{j}]", n2)
             reason = family_rule(q.family).check(q, prior)
             if reason:
                 raise InputError(

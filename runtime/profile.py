@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from elbotree.runtime.errors import UnsupportedError
+from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.expectations import Expectations
 from elbotree.runtime.integrands import Integrand
@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+
+_LOGS = 50.0  # bound on the logs of a posterior's own parameters, where it is one point, or the tilted base, long since
 
 
 class TrainingKernels(Protocol):
@@ -176,13 +178,14 @@ class EncoderCoordinates:
     A tilted posterior base(beta) exp(c beta - lambda beta^2 / 2) is written about the middle m of its base's points (its mean
     where the base has a density): as base(beta) exp((c - lambda m) beta - lambda ((beta - m)^2 - m^2) / 2), so that the bias is
     that of c - lambda m, and log lambda changes the width alone. On two points lambda then changes nothing and is left out.
+    Logs beyond 50 either way are taken as 50: there the posterior is one point, or what lambda = 0 makes of the base.
     """
 
     def __init__(self, encoder: Encoder, mean: Array, covariance: Array) -> None:
         self.template = list(encoder)
         self.mean = mean
         values, vectors = np.linalg.eigh(covariance)
-        root = np.sqrt(np.maximum(values, 1e-8 * values.max()))
+        root = np.sqrt(np.maximum(values, 1e-8 * values.max())) if values.max() > 0 else np.ones(len(values))
         self.root, self.inverse = (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
         self.middles = [_middle(q) for q in self.template]
         self.moving = [_moving(q) for q in self.template]
@@ -191,7 +194,8 @@ class EncoderCoordinates:
         parts: list[Array] = []
         for q, middle, names in zip(encoder, self.middles, self.moving, strict=True):
             bias = q.bias + q.C @ self.mean - q.parameters.get("precision", 0.0) * middle
-            parts += [(q.C @ self.root).ravel(), bias, np.log(np.array([q.parameters[name] for name in names]))]
+            own = np.maximum([q.parameters[name] for name in names], np.exp(-_LOGS))
+            parts += [(q.C @ self.root).ravel(), bias, np.log(own)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def split(self, x: NDArray[Any]) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
@@ -210,7 +214,8 @@ class EncoderCoordinates:
         parts = zip(self.template, self.middles, self.moving, self.split(x), strict=True)
         for q, middle, names, (row, about, logs) in parts:
             C = row @ self.inverse
-            parameters = {**q.parameters, **dict(zip(names, map(float, np.exp(logs)), strict=True))}
+            own = np.exp(np.clip(logs, -_LOGS, _LOGS))
+            parameters = {**q.parameters, **dict(zip(names, map(float, own), strict=True))}
             bias = about - C @ self.mean + parameters.get("precision", 0.0) * middle
             out.append(Posterior(q.family, C, bias, parameters=parameters, base=q.base))
         return Encoder(out)
@@ -317,7 +322,10 @@ class ProfileObjective:
 
     def fun_and_jac(self, x: Array) -> tuple[float, Array]:
         """The loss in nats and its gradient."""
-        key = np.asarray(x, dtype=np.float64).tobytes()
+        x = np.asarray(x, dtype=np.float64)
+        if x.shape != self.x0.shape:
+            raise InputError(f"`x` has shape {x.shape}; it must be {self.x0.shape}, as `x0` is")
+        key = x.tobytes()
         if self._last is None or self._last[0] != key:
             _, terms, gradient = self.evaluate(x)
             self._last = (key, float(terms["L"].value), gradient)

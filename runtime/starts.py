@@ -75,12 +75,15 @@ def binned(prior: Prior, points: int = _POINTS) -> Discrete:
 
 
 def binned_samples(values: Array, masses: Array, points: int = _POINTS) -> Discrete:
-    """A law given by weighted values as masses on equally spaced points; each value is split between its neighbours."""
+    """A law given by weighted values as masses on equally spaced points; each value is split between its neighbours. One point
+    where all but 2e-4 of the mass is at one value."""
     masses = np.maximum(masses, 0.0) / np.maximum(masses, 0.0).sum()
     order = np.argsort(values)
     cumulative = np.cumsum(masses[order])
     lo = float(values[order][int(np.searchsorted(cumulative, 1e-4))])
     hi = float(values[order][min(int(np.searchsorted(cumulative, 1 - 1e-4)), len(values) - 1)])
+    if lo == hi:
+        return Discrete((lo,), (1.0,))
     x = np.linspace(lo, hi, points)
     at = np.clip((values - lo) / (x[1] - x[0]), 0, points - 1)
     left = np.minimum(at.astype(np.intp), points - 2)
@@ -106,8 +109,8 @@ def ordinary_unit(deviation: float, within: float = 16.0) -> float:
 def propagated(layer: Layer, p1: FeatureModel, features: int | None) -> Start:
     """The features A B1 with their own priors, and one along w whose prior is the law of psi(b), in an ordinary unit.
 
-    Fewer `features` than that keeps those that carry the most variance; more adds copies of the strongest ones, turned
-    by a fixed small rotation so that they can part.
+    Those that carry no variance are left out. Fewer `features` than that keeps those that carry the most; more adds copies of the
+    strongest ones, turned by a fixed small rotation so that they can part.
     """
     law = SpectralExpectations(layer, p1, Encoder([]), tol=1e-6)
     columns = list(law.output.feature_columns().T)
@@ -119,13 +122,16 @@ def propagated(layer: Layer, p1: FeatureModel, features: int | None) -> Start:
         columns.append(layer.w * unit)
         priors.append(Discrete(tuple(point / unit for point in along.points), along.masses))
     size = np.array([np.sqrt(p.variance()) * np.linalg.norm(c) for p, c in zip(priors, columns, strict=True)])
-    wanted = int(np.sum(size > 0)) if features is None else features
-    order = list(np.argsort(-size, kind="stable"))[:wanted]
-    order.sort()
+    strongest = [int(i) for i in np.argsort(-size, kind="stable") if size[i] > 0]
+    wanted = len(strongest) if features is None else features
+    order = sorted(strongest[:wanted])
     out, laws = [columns[i] for i in order], [priors[i] for i in order]
     rng = np.random.default_rng(0)
-    strongest = list(np.argsort(-size, kind="stable"))
-    while len(out) < wanted and strongest:
+    while len(out) < wanted:
+        if not strongest:  # nothing to copy
+            out.append(np.zeros(layer.n2))
+            laws.append(Bernoulli(0.5))
+            continue
         i = strongest[(len(out) - len(order)) % len(strongest)]
         turn = rng.standard_normal(layer.n2)
         out.append(columns[i] + 0.3 * np.linalg.norm(columns[i]) * turn / np.linalg.norm(turn))
@@ -137,13 +143,13 @@ def first_encoder(start: Start, mean: Array, covariance: Array, family: Sequence
     """Posteriors from the linear estimate of each feature: beta_j | x2 is near N(betahat_j, v_j), betahat = E beta + K (x2 - E x2).
 
     K = (B^T B / s^2 + diag(1 / Var beta))^-1 B^T / s^2 is the regularised pseudo-inverse, s^2 the part of x2's variance that
-    the features leave (at least a thousandth of it).
+    the features leave (at least a thousandth of it; 1 where x2 has none).
     """
     B = start.B
     variances = np.array([p.variance() for p in start.priors])
     means = np.array([p.mean() for p in start.priors])
     left = (np.trace(covariance) - np.trace((B * variances) @ B.T)) / len(B)
-    s2 = max(left, 1e-3 * float(np.trace(covariance)) / len(B))
+    s2 = max(left, 1e-3 * float(np.trace(covariance)) / len(B)) or 1.0
     posterior = np.linalg.inv(B.T @ B / s2 + np.diag(1.0 / variances))
     K = posterior @ B.T / s2
     v = np.diag(posterior)
@@ -220,6 +226,9 @@ def pursued(layer: Layer, p1: FeatureModel, rows: Array, family: Sequence[str]) 
     """
     mean, covariance = output_moments(layer, p1, _PURSUIT_TOL)
     values, vectors = np.linalg.eigh(covariance - p1.noise_std**2 * layer.A @ layer.A.T)
+    whole = float(np.trace(covariance))
+    if values.max() <= 1e-9 * whole:  # features move nothing, and what is left is rounding: in units of x2
+        values = np.full(layer.n2, whole / layer.n2 or 1.0)
     values = np.maximum(values, 1e-6 * values.max())
     root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
     columns: list[Array] = []

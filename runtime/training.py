@@ -130,14 +130,19 @@ def train(
         resume: such a state, to go on from; the result has the same bytes as without the interruption
         executor: to make the sums over pairs, as in `SpectralExpectations`; it is no part of the state
 
-    Raises InputError for unknown families or counts that do not fit, and UnsupportedError where the loss cannot be evaluated
-    at a start.
+    Raises InputError for unknown families or counts that do not fit, or where f(x1) is one point and no `noise_floor` is given, and
+    UnsupportedError where the loss cannot be evaluated at a start.
     """
     unit = unit_of(layer, p1)
     tell = progress and (lambda step: progress(_step_in(unit, layer.n2, step)))
     layer, encoder = layer_in(unit, layer), encoder and encoder_in(unit, encoder)
     mean, covariance = output_moments(layer, p1, tol)
     floor = least_noise(layer, p1, covariance) if noise_floor is None else noise_floor / unit
+    if not floor > 0:
+        raise InputError(
+            "f(x1) is one point, so that the loss is unbounded below as sigma2 -> 0, and no spread says where to stop; give a "
+            "`noise_floor`"
+        )
     state = resume
     if state is None:
         attempts, aside = _attempts(layer, p1, mean, covariance, floor, features, family, prior, starts, encoder)
@@ -211,7 +216,7 @@ def _attempts(
         made.append(Attempt(f"pursuit from {origin}", first_encoder(start, mean, covariance, names)))
     randoms = 0 if starts is None else starts - 2
     if starts is None and encoder is None:
-        if 0 < count <= MOST_SEARCHED and on_points(made[0].encoder):
+        if 0 < count <= MOST_SEARCHED and on_points(made[0].encoder) and np.trace(covariance) > 0:
             first = made.pop()
             worth, left = searched(layer, p1, first.encoder, mean, covariance, floor)
             made = [first] if first.name in [found.name for found in worth] else []

@@ -214,6 +214,46 @@ def test_counts_that_do_not_fit_are_refused(name: str) -> None:
         et.fit(layer, et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4), **{name: 0})  # type: ignore[arg-type]
 
 
+ONE = et.Encoder([et.Posterior("bernoulli", [[2.0]], [0.1])])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"noise_floor": 0.0}, "`noise_floor` is 0.0; it must be greater than 0"),
+        ({"noise_floor": -1.0}, "`noise_floor` is -1.0; it must be greater than 0"),
+        ({"noise_floor": float("nan")}, "`noise_floor` is nan; it must be a finite number"),
+        ({"noise_floor": "small"}, "`noise_floor` is 'small'; it must be a number"),
+        ({"family": 5}, "`family` is 5; it must be one word, or a list with one for each feature"),
+        ({"prior": [1]}, r"`prior` is \[1\]; it must be one word, or a list"),
+        ({"progress": 3}, "`progress` is 3; it must be a function of a `Step`"),
+        ({"encoder": "propagated"}, "`encoder` is 'propagated'; it must be an elbotree.Encoder"),
+        (
+            {"encoder": et.Encoder([et.Posterior("bernoulli", [[1.0, 2.0]], [0.0])])},
+            r"`encoder\[0\].C` has shape \(1, 2\)",
+        ),
+        ({"encoder": ONE, "features": 2}, "`features` is 2, and `encoder` has 1; leave one of the two out"),
+        ({"encoder": ONE, "family": "normal"}, "`family` is normal, and `encoder` has bernoulli; leave `family` out"),
+        ({"encoder": ONE, "prior": "binned"}, "`prior` is binned; of an `encoder` that is given"),
+    ],
+)
+def test_arguments_that_do_not_fit_or_contradict_each_other_are_refused(more: dict[str, Any], message: str) -> None:
+    layer = et.Layer([[1.0]], [0.5], [0.8], "relu")
+    with pytest.raises(InputError, match=message):
+        et.fit(layer, et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4), **more)
+
+
+def test_an_input_model_of_another_dimension_is_refused() -> None:
+    with pytest.raises(InputError, match=r"`p1` is of x1 in R\^2; the layer takes n1 = 1 coordinates"):
+        et.fit(et.Layer([[1.0]], [0.5], [0.8], "relu"), et.FeatureModel(np.eye(2), [et.Bernoulli(0.3)] * 2, 0.4))
+
+
+def test_an_encoder_may_be_a_list_and_say_its_families_again() -> None:
+    layer, p1 = et.Layer([[1.0]], [0.5], [0.8], "relu"), et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4)
+    given = et.fit(layer, p1, encoder=list(ONE), features=1, family=["bernoulli"], tol=1e-2)  # type: ignore[arg-type]
+    assert given.values["L"].value == et.fit(layer, p1, encoder=ONE, tol=1e-2).values["L"].value
+
+
 def test_the_command_line_keeps_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
     problem = {
         "format": "elbotree-problem/1",

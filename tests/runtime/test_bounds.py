@@ -165,3 +165,17 @@ def test_a_loss_below_is_told() -> None:
     assert "lies below the entropy of f(x1), 0.9" in Bound(None, None, 0.9, 1e-6).broken_by(0.899, 1e-4)
     assert "lies below" in bound.broken_by(float("nan"), 1e-4)
     assert Bound(None, None, None, None, "no noise").broken_by(-1e9, 0.0) == ""
+
+
+def test_numbers_may_vanish_on_the_way_to_a_bound() -> None:
+    """exp(-x^2 / 2) far from a model's points; the tests raise on underflow elsewhere."""
+    layer = et.Layer([[1.0]], [0.5], [0.8], "elu")
+    p1 = et.FeatureModel([[1.0]], [et.Normal(0.0, 1.0)], 0.2)
+    model = et.FeatureModel([[1.0, 1.0]], [et.Bernoulli(0.3), et.Discrete((-9.0, 9.0), (0.5, 0.5))], 0.07)
+    encoder = et.Encoder(
+        [
+            et.Posterior("bernoulli", [[1.0]], [0.0]),
+            et.Posterior("tilted", [[1.0]], [0.0], precision=1.0, base=model.priors[1]),
+        ]
+    )
+    assert bound_below(et.Problem(layer, p1, model, encoder)).cross_entropy is not None

@@ -94,6 +94,28 @@ def test_arguments_that_do_not_fit() -> None:
     with pytest.raises(InputError, match="log_precision_0 is -inf"):
         flat_objective(et.Problem(start.layer, start.input, start.model, sharp))
 
+    for wrong in (0, -1.0, float("nan"), "small"):
+        with pytest.raises(InputError, match="`tol` is"):
+            flat_objective(start, tol=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match='`what` is None; it must be "all", or some of encoder, decoder, priors'):
+        flat_objective(start, what=None)  # type: ignore[arg-type]
+
+
+def test_a_profile_of_another_layer_or_at_another_vector_is_refused() -> None:
+    start = problem()
+    with pytest.raises(InputError, match=r"`encoder\[0\].C` has shape \(1, 2\)"):
+        profile_objective(start.layer, start.input, et.Encoder([et.Posterior("bernoulli", [[1.0, 2.0]], [0.0])]))
+    with pytest.raises(InputError, match="`encoder` is None"):
+        profile_objective(start.layer, start.input, None)  # type: ignore[arg-type]
+    profile = profile_objective(start.layer, start.input, start.encoder)
+    for wrong in (profile.x0[:-1], np.append(profile.x0, 0.0), profile.x0[None]):
+        with pytest.raises(InputError, match=r"`x` has shape .*; it must be \(5,\), as `x0` is"):
+            profile.fun(wrong)
+    flat = flat_objective(start)
+    flat.fun(flat.x0)
+    with pytest.raises(InputError, match=r"`x` has shape \(1, 6\)"):  # of the same bytes as the last one
+        flat.fun(flat.x0[None])
+
 
 def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)

@@ -22,10 +22,11 @@ from elbotree.runtime import encoding
 from elbotree.runtime.checkpoints import Attempt, Step
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.models import Posterior
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal
 from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_model, continuous_dimensions
 from elbotree.runtime.spectral import SpectralExpectations
-from elbotree.runtime.starts import binned, binned_samples, pursued, random_encoder
+from elbotree.runtime.starts import binned, binned_samples, propagated, pursued, random_encoder
 from elbotree.runtime.storage import MODEL
 from elbotree.runtime.training import _Run, _Trial, random_starts, time_left, train
 
@@ -692,3 +693,53 @@ def test_units_of_x2_do_not_matter(scale: float) -> None:
     given = train(layer, p1, kernels, tol=1e-3, encoder=fitted.problem.encoder, noise_floor=scale, iterations=1)
     assert given.problem.model.noise_std == pytest.approx(scale)
     assert f"sigma2 rests on its floor {scale:.3g}" in given.message
+
+
+def test_features_that_carry_no_variance_are_no_starts() -> None:
+    """psi that is never on, and a prior of one point, have nothing to propagate; more features are copies of the others."""
+    never = et.Layer([[1.0]], [-1.0], [1.0], "relu", threshold=-50.0)
+    p1 = et.FeatureModel([[1.0, 0.5]], [Bernoulli(0.3), Discrete((1.0,), (1.0,))], 0.2)
+    assert propagated(never, p1, None).B.shape == (1, 1)
+    start = propagated(never, p1, 3)
+    assert np.all(start.B != 0)
+    assert list(start.priors) == [Bernoulli(0.3)] * 3
+    loss = et.fit(never, p1, features=2, tol=1e-2, starts=1).values["L"]
+    least = entropy([([0.0, 1.0], [0.7, 0.3])], 0.2)
+    assert least - loss.error <= loss.value < least + 0.1
+
+
+@pytest.mark.parametrize("starts", [None, 1, 3])
+@pytest.mark.parametrize("family", ["tilted", "exponential"])
+def test_features_of_nothing_but_noise_die(family: str, starts: int | None) -> None:
+    layer, p1 = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "zero"), et.FeatureModel(np.zeros((2, 0)), [], 0.2)
+    fitted = et.fit(layer, p1, features=2, family=family, tol=1e-2, starts=starts)
+    assert fitted.values["L"].value == pytest.approx(np.log(2 * np.pi * np.e * 0.2**2), abs=1e-2)
+
+
+@pytest.mark.parametrize("features", [0, 2])
+@pytest.mark.parametrize("starts", [None, 1, 3])
+def test_an_output_that_is_one_point_asks_for_a_floor(features: int, starts: int | None) -> None:
+    layer = et.Layer(np.zeros((2, 2)), np.zeros(2), np.zeros(2), "zero", offset=[1.0, 2.0])
+    p1 = et.FeatureModel(np.eye(2), [Bernoulli(0.3)] * 2, 0.2)
+    with pytest.raises(
+        InputError, match=r"f\(x1\) is one point, so that the loss is unbounded below .*give a `noise_floor`"
+    ):
+        et.fit(layer, p1, features=features, starts=starts, tol=1e-2)
+    fitted = et.fit(layer, p1, features=features, starts=starts, tol=1e-2, noise_floor=0.1)
+    assert fitted.values["L"].value == pytest.approx(np.log(2 * np.pi * 0.01), abs=1e-2)
+    assert "f(x1) has mass on sets of dimension 0 in R^2, so that the loss is unbounded below" in fitted.message
+    np.testing.assert_allclose(fitted.model.mean(), [1.0, 2.0], atol=1e-3)
+
+
+@pytest.mark.parametrize("log_precision", [-1e4, 1e4])
+def test_precisions_beyond_float64_are_taken_as_far_out(log_precision: float) -> None:
+    """A start that points leave there had a bias of inf * 0."""
+    q = Posterior("tilted", [[1.0]], [0.3], precision=2.0, base=Normal(0.0, 1.0))
+    coordinates = EncoderCoordinates(et.Encoder([q]), np.array([0.5]), np.array([[2.0]]))
+    x = coordinates.pack(et.Encoder([q]))
+    x[-1] = log_precision
+    far = coordinates.unpack(x)
+    assert far[0].precision == np.exp(np.sign(log_precision) * 50)
+    assert np.isfinite(coordinates.pack(far)).all()
+    none = Posterior("tilted", [[1.0]], [0.3], precision=0.0, base=Normal(0.0, 1.0))
+    assert np.isfinite(coordinates.pack(et.Encoder([none]))).all()
