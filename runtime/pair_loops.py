@@ -7,6 +7,9 @@ merged sources are exp(T(p, q; k)), T a polynomial of degree R in (p, q): with t
 hand, a step to the next q costs R complex multiplications and no exponential. Sources that are not merged are rotations,
 rational functions or tables, as in `lattice_loops`; psi linear on pieces enters in closed form. Loops over k vectorise as
 they do there.
+
+Arrays are filled element by element: an array that is assigned to a slice brings along the text of the error for shapes that
+differ, which takes numba several seconds to compile wherever that happens.
 """
 
 from __future__ import annotations
@@ -52,8 +55,9 @@ def _merged(
     by_degree = np.zeros((orders, m))
     A_powers, B_powers = np.ones((orders, m)), np.ones((orders, m))
     for c in range(1, orders):
-        A_powers[c] = A_powers[c - 1] * np.abs(A)
-        B_powers[c] = B_powers[c - 1] * np.abs(B)
+        for i in range(m):
+            A_powers[c, i] = A_powers[c - 1, i] * abs(A[i])
+            B_powers[c, i] = B_powers[c - 1, i] * abs(B[i])
     for c in range(orders):
         for d in range(orders - c):
             met = norm * spread * np.sqrt(moments[c, d])
@@ -66,7 +70,8 @@ def _merged(
             by_degree[:, i] = np.inf
     last = by_degree[orders - 1].copy()
     for degree in range(orders - 2, -1, -1):
-        by_degree[degree] += by_degree[degree + 1]
+        for i in range(m):
+            by_degree[degree, i] += by_degree[degree + 1, i]
     degree, least = 2, np.inf
     merged = np.zeros(m, dtype=np.bool_)
     for trial in range(2, highest + 1):
@@ -90,7 +95,8 @@ def _merged(
         if cost < least:
             degree, least = trial, cost
             merged[:] = False
-            merged[order[:fitting]] = True
+            for i in order[:fitting]:
+                merged[i] = True
     remainder = np.zeros((rows, columns))
     table = np.zeros((orders, orders))
     for c in range(orders):
@@ -655,7 +661,8 @@ def plan_pairs(
                 plainly += weights[row, q] * left[row, q]
                 squared += (weights[row, q] * left[row, q]) ** 2
         missed[n] = min(plainly, spread * np.sqrt(squared))
-        merged[n] = joined
+        for i in range(len(joined)):
+            merged[n, i] = joined[i]
         plans[n, 0], plans[n, 1], plans[n, 2], plans[n, 3] = first - P, rows, columns, degree
         plans[n, 4], plans[n, 5] = reach, points
 

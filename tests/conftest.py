@@ -31,6 +31,16 @@ def arithmetic_raises() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families and activations that a test registers are forgotten after it."""
+    from elbotree.derivation import activations, families
+    from elbotree.runtime import models
+
+    for module, name in ((families, "_registry"), (activations, "_registry"), (models, "_RULES")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A test that skips for want of an extra fails where ELBOTREE_EXTRAS says that the extra is there (make extras)."""

@@ -83,6 +83,7 @@ def run_console(lines: str) -> str:
     return printed
 
 
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = NEEDS.get(str(page.relative_to(ROOT / "docs")) if page.is_relative_to(ROOT / "docs") else "")

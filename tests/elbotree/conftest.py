@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 
-from elbotree.derivation import activations, families
-from elbotree.runtime import models
-
 # what `elbotree example` prints
 PROBLEM: dict[str, Any] = json.loads(files("elbotree").joinpath("example.json").read_text(encoding="utf-8"))
 
@@ -29,10 +26,3 @@ def problem_file(tmp_path: Path) -> Path:
     path = tmp_path / "problem.json"
     path.write_text(json.dumps(PROBLEM))
     return path
-
-
-@pytest.fixture
-def registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Families and activations that a test registers are forgotten after it."""
-    for module, name in ((families, "_registry"), (activations, "_registry"), (models, "_RULES")):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,18 @@ def bits(given: et.Problem, executor: Executor | None = None, tol: float = 1e-5)
     return np.concatenate([np.array(parts, dtype=float), *(array.ravel() for array in arrays)]).tobytes()
 
 
+@cache
+def here(psi: str = "relu", n: int = 6) -> bytes:
+    """The bits of a problem where nobody but this process works."""
+    return bits(problem(psi, n))
+
+
+@cache
+def trained() -> et.Fit:
+    """The short fit where nobody but this process works."""
+    return training()
+
+
 class Inline(Executor):
     """Runs each job at once, through a function of the test's."""
 
@@ -108,7 +121,7 @@ def processes() -> Iterator[Executor]:
 @travelling
 @pytest.mark.parametrize("psi", ["relu", "tanh", "identity"])
 def test_processes_give_the_same_bits(psi: str, processes: Executor) -> None:
-    expected = bits(problem(psi))
+    expected = here(psi)
     assert bits(problem(psi), processes) == expected
     assert bits(problem(psi), processes) == expected  # by workers that know the law
 
@@ -118,7 +131,7 @@ def test_compiled_loops_give_the_same_bits(processes: Executor) -> None:
     """At a size where they are taken, with pairs that need a second lattice."""
     given = problem(n=12)
     assert SpectralExpectations.for_problem(given, 1e-5, 1e-5)._compiled
-    expected = bits(given)
+    expected = here(n=12)  # before the others work: what is not compiled yet is compiled once
     assert bits(given, processes) == expected
     with ThreadPoolExecutor(3) as threads:
         assert bits(given, threads) == expected
@@ -132,6 +145,7 @@ def test_other_families_priors_and_parallel_rows_give_the_same_bits(name: str, p
 
 
 @travelling
+@pytest.mark.usefixtures("registries")
 def test_a_psi_that_was_registered_here_travels_as_its_expression(processes: Executor) -> None:
     et.register_psi("known_here_only", "min(max(b, 0), 1)**2 + tanh(b)/5")
     assert bits(problem("known_here_only"), processes) == bits(problem("known_here_only"))
@@ -139,10 +153,10 @@ def test_a_psi_that_was_registered_here_travels_as_its_expression(processes: Exe
 
 @travelling
 def test_training_gives_the_same_bytes(processes: Executor) -> None:
-    here, there = training(), training(executor=processes)
-    assert here.problem.to_dict() == there.problem.to_dict()
-    assert [(step.loss, step.error) for step in here.history] == [(step.loss, step.error) for step in there.history]
-    assert here.message == there.message
+    one, other = trained(), training(executor=processes)
+    assert one.problem.to_dict() == other.problem.to_dict()
+    assert [(step.loss, step.error) for step in one.history] == [(step.loss, step.error) for step in other.history]
+    assert one.message == other.message
 
 
 def test_a_network_is_trained_with_an_executor() -> None:
@@ -188,12 +202,11 @@ def test_workers_that_keep_nothing_make_everything_anew() -> None:
 
     executors._laws.clear()
     executors._benches.clear()
-    assert bits(problem(), Inline(forgetful)) == bits(problem())
+    assert bits(problem(), Inline(forgetful)) == here()
 
 
 def test_lattices_that_are_not_kept_are_made_anew_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = bits(problem())
-    made: list[object] = []
+    expected, made = here(), list[object]()
     original = pair_blocks.lattices_of
 
     def counting(shared: Any, axes: Any, needs: Any) -> Any:
@@ -301,7 +314,6 @@ def test_single_features_that_nobody_takes_up_are_made_here(
     begun: int, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So many of each batch are taken up, at the front of the queue; the others are taken back from its end."""
-    expected = bits(problem())
     monkeypatch.setattr(executors, "_AHEAD", ahead)  # that are out at once
 
     class Busy(Inline):
@@ -324,7 +336,7 @@ def test_single_features_that_nobody_takes_up_are_made_here(
             return future
 
     busy = Busy()
-    assert bits(problem(), busy) == expected
+    assert bits(problem(), busy) == here()
     assert busy.left
     assert all(future.cancelled() for future in busy.left)
 
@@ -359,7 +371,7 @@ def test_a_task_that_fails_is_tried_again() -> None:
             raise MemoryError("no memory here")
         return executors.work(job)
 
-    assert bits(problem(), Inline(failing_once)) == bits(problem())
+    assert bits(problem(), Inline(failing_once)) == here()
     assert failed
 
 
@@ -416,7 +428,7 @@ def test_a_fit_whose_workers_are_killed_goes_on_from_its_checkpoint_to_the_same_
     with Killing() as pool, pytest.raises(et.ExecutorError, match="checkpoint"):
         training(executor=pool, checkpoint=tmp_path, progress=lambda step: setattr(pool, "left", 2))
     assert list(tmp_path.rglob("cfg.json"))
-    whole, resumed = training(), training(executor=Inline(), checkpoint=tmp_path, resume=True)
+    whole, resumed = trained(), training(executor=Inline(), checkpoint=tmp_path, resume=True)
     assert resumed.problem.to_dict() == whole.problem.to_dict()
     assert [step.loss for step in resumed.history] == [step.loss for step in whole.history]
 

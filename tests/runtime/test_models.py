@@ -242,6 +242,7 @@ def test_shapes_must_fit_together() -> None:
         Problem(layer, x1, FeatureModel(np.eye(2), [Bernoulli(0.5)] * 2, 0.0), [q, q])
 
 
+@pytest.mark.usefixtures("registries")
 def test_a_registered_family_is_checked_by_its_own_rule() -> None:
     register_family_rule("poisson_test", 1, lambda q, prior: "never", parameters=("shift",))
     q = Posterior("poisson_test", [1.0], parameters={"shift": 2.0})

@@ -11,8 +11,8 @@ import sympy as sp
 from scipy import integrate, special, stats
 
 from elbotree.codegen import generate
-from elbotree.derivation import families, registration
-from elbotree.runtime import models, samplers
+from elbotree.derivation import registration
+from elbotree.runtime import samplers
 from elbotree.runtime.encoding import draw
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
 from elbotree.runtime.posteriors import Law
@@ -121,9 +121,8 @@ def test_a_narrow_law_and_one_with_an_end() -> None:
     np.testing.assert_allclose(found[0, 1:-1], stats.expon.ppf(U[1:-1], scale=0.02), rtol=1e-11, atol=2e-14)
 
 
+@pytest.mark.usefixtures("registries")
 def test_of_a_registered_family_without_closed_forms(monkeypatch) -> None:
-    for module, name in ((families, "_registry"), (models, "_RULES")):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
     monkeypatch.setattr(registration, "_integral", lambda *arguments: None)
     beta, c = sp.symbols("beta c")
     scale = 1 + c**2

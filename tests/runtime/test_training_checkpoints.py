@@ -30,8 +30,8 @@ class Cut(Exception):
 
 
 def problem() -> tuple[et.Layer, et.FeatureModel]:
-    """One coordinate and one feature: an iteration takes a hundredth of a second."""
-    layer = et.Layer([[1.0]], [0.5], [0.8], "relu", threshold=0.1)
+    """One coordinate and one feature, affine: an iteration takes a hundredth of a second."""
+    layer = et.Layer([[1.0]], [0.5], [0.8], "identity", threshold=0.1)
     return layer, et.FeatureModel([[1.0]], [et.Discrete((-1.0, 0.0, 2.0), (0.2, 0.5, 0.3))], 0.4)
 
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"another `tol` \(0.001 there, 0.002 here\)"):
         fit(tmp_path, resume=True, tol=2e-3)
     layer, p1 = problem()
-    other = et.Layer(layer.A, layer.w, layer.u, "relu", threshold=0.2)
+    other = et.Layer(layer.A, layer.w, layer.u, "identity", threshold=0.2)
     with pytest.raises(InputError, match="checkpoint of a fit with another `layer`; give the same"):
         et.fit(other, p1, 2, tol=1e-3, iterations=4, rounds=2, checkpoint=tmp_path, resume=True)
 
@@ -188,12 +188,16 @@ def test_killed_at_any_moment_a_fit_goes_on_to_the_same_bytes(tmp_path: Path) ->
     """SIGINT, SIGTERM and SIGKILL, each at another moment: between two slots, in an iteration, in a save."""
     problem = {
         "format": "elbotree-problem/1",
-        "layer": {"A": [[1.0]], "w": [0.5], "u": [0.8], "psi": "relu", "threshold": 0.1},
-        "input": {"B": [[1.0]], "noise_std": 0.4, "priors": [{"kind": "normal", "mean": 0.0, "std": 1.0}]},
+        "layer": {"A": [[1.0]], "w": [0.5], "u": [0.8], "psi": "identity", "threshold": 0.1},
+        "input": {
+            "B": [[1.0]],
+            "noise_std": 0.4,
+            "priors": [{"kind": "discrete", "points": [-1.0, 0.0, 2.0], "masses": [0.2, 0.5, 0.3]}],
+        },
     }
     (tmp_path / "p.json").write_text(json.dumps(problem))
     place = tmp_path / "state"
-    call = [sys.executable, "-m", "elbotree", "fit", str(tmp_path / "p.json"), "--tol", "1e-3", "--format", "json"]
+    call = [sys.executable, "-m", "elbotree", "fit", str(tmp_path / "p.json"), "--tol", "1e-6", "--format", "json"]
     kept = [*call, "--checkpoint", str(place), "--resume", "--out", str(tmp_path / "resumed")]
     reached = 0
     for signal_number, wait in ((signal.SIGKILL, 0.0), (signal.SIGINT, 0.07), (signal.SIGTERM, 0.02)):

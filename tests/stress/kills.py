@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import elbotree as et
 from elbotree.runtime.storage import MODEL
@@ -26,11 +27,16 @@ from elbotree.runtime.storage import MODEL
 Run = Callable[[Path, Path], None]
 
 
-def run_fit(state: Path, out: Path) -> None:
-    """A fit of one coordinate, two features and two starts, with its checkpoints in `state`."""
-    layer = et.Layer([[1.0]], [0.5], [0.8], "relu", threshold=0.1)
+def fit(state: Path, **more: Any) -> et.Fit:
+    """An affine fit, so that a step is soon made, of one coordinate, two features and two starts; its checkpoints in `state`."""
+    layer = et.Layer([[1.0]], [0.5], [0.8], "identity", threshold=0.1)
     p1 = et.FeatureModel([[1.0]], [et.Discrete((-1.0, 0.0, 2.0), (0.2, 0.5, 0.3))], 0.4)
-    et.fit(layer, p1, 2, tol=1e-3, iterations=4, rounds=2, starts=2, checkpoint=state, resume=True).save(out)
+    return et.fit(layer, p1, 2, tol=1e-3, iterations=4, rounds=2, starts=2, checkpoint=state, **more)
+
+
+def run_fit(state: Path, out: Path) -> None:
+    """`fit`, begun or gone on with."""
+    fit(state, resume=True).save(out)
 
 
 def run_network(state: Path, out: Path) -> None:
@@ -108,7 +114,8 @@ def kill(run: Run, count: int, folder: Path, seed: int) -> dict[str, int]:
 
 def main() -> None:
     name, count = sys.argv[1], int(sys.argv[2])
-    et.generate("relu", "tilted")  # what every run needs: sympy is loaded before the forks
+    for psi in ("identity", "relu", "tanh"):
+        et.generate(psi, "tilted")  # what runs need is there before the forks
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps({"run": name, **kill(RUNS[name], count, Path(folder), seed=len(name))}))
 

@@ -23,7 +23,7 @@ from elbotree.runtime.chain_checkpoints import ChainFolder, Done
 from elbotree.runtime.checkpoints import Attempt, CheckpointFolder, Step, Training, encoder_form
 from elbotree.runtime.lbfgs import Search
 from elbotree.runtime.storage import CFG, MODEL, FolderLock
-from tests.stress.kills import run_fit
+from tests.stress.kills import RUNS, fit, run_fit
 
 KILLS = int(os.environ.get("ELBOTREE_KILLS", "10"))
 FLIPS = int(os.environ.get("ELBOTREE_FLIPS", "300"))  # bytes flipped of each kind of checkpoint; -1: every one
@@ -173,15 +173,13 @@ def fill(place: Path, leave: int) -> None:
 
 def test_a_disk_that_fills_up_ends_a_fit_with_an_error_and_it_goes_on_later(small_disk: Path, tmp_path: Path) -> None:
     run_fit(tmp_path / "state", tmp_path / "whole")
-    layer = et.Layer([[1.0]], [0.5], [0.8], "relu", threshold=0.1)
-    p1 = et.FeatureModel([[1.0]], [et.Discrete((-1.0, 0.0, 2.0), (0.2, 0.5, 0.3))], 0.4)
 
     def then_full(step: Step) -> None:
         if step.iteration == 3:
             fill(small_disk, leave=0)
 
     with pytest.raises(et.InputError, match="No space left on device"):
-        et.fit(layer, p1, 2, tol=1e-3, iterations=4, rounds=2, starts=2, checkpoint=small_disk, progress=then_full)
+        fit(small_disk, progress=then_full)
     (small_disk / "filler").unlink()
     run_fit(small_disk, tmp_path / "out")
     assert (tmp_path / "out" / MODEL).read_bytes() == (tmp_path / "whole" / MODEL).read_bytes()
@@ -251,8 +249,6 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(run: str, tmp_path: Pat
     process = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "state")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    from tests.stress.kills import RUNS
-
     with pytest.raises(et.InputError, match="is in use by another run; wait until it ends, or give another folder"):
         RUNS[run](tmp_path / "state", tmp_path / "out")
     process.kill()
