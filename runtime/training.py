@@ -63,6 +63,8 @@ _SEEN = 0.1  # of tol, relative to max(1, |L|): what a step must promise to be t
 _TRIED = 12  # iterations that every one of many starts is tried for, and how many of them at least are trained after it
 _TRAINED = 3
 _ASIDE = "set aside on points:"  # how the message of a start begins that is only trained where all others fail
+_FINEST = 1e-3  # of the tolerance asked for: the finest at which a gradient is asked for that misled at coarser ones
+_OTHER = 0.1  # of the gradient's norm: by how much another gradient differs from it
 _PATIENCE = 3  # steps after which L-BFGS knows enough for its promise to be believed
 DEAD = 1e-3  # nats of information about x2 below which a feature is dead
 
@@ -126,13 +128,14 @@ def train(
         encoder: where to start instead of the propagated features
         noise_floor: the least sigma2 allowed; left out, `least_noise`
         progress: called with each accepted step
-        checkpoint: called with the state of the run after each accepted step and at the end of each leg
+        checkpoint: called with the state of the run once its starts are chosen, after each accepted step and at the end of each leg
         resume: such a state, to go on from; the result has the same bytes as without the interruption
         executor: to make the sums over pairs, as in `SpectralExpectations`; it is no part of the state
 
     Raises InputError for unknown families or counts that do not fit, or where f(x1) is one point and no `noise_floor` is given, and
     UnsupportedError where the loss cannot be evaluated at a start.
     """
+    begun = time.perf_counter()
     unit = unit_of(layer, p1)
     tell = progress and (lambda step: progress(_step_in(unit, layer.n2, step)))
     layer, encoder = layer_in(unit, layer), encoder and encoder_in(unit, encoder)
@@ -143,13 +146,15 @@ def train(
             "f(x1) is one point, so that the loss is unbounded below as sigma2 -> 0, and no spread says where to stop; give a "
             "`noise_floor`"
         )
+    keep = checkpoint or (lambda state: None)
     state = resume
     if state is None:
         attempts, aside = _attempts(layer, p1, mean, covariance, floor, features, family, prior, starts, encoder)
         few = len(attempts) <= _TRAINED or bool(aside)
         state = Training(attempts + aside, max(tol, _COARSE), stage="coarse" if few else "trial")
         state.waiting = list(range(1, len(attempts)))
-    keep = checkpoint or (lambda state: None)
+        state.elapsed = time.perf_counter() - begun
+        keep(state)
     run = _Run(layer, p1, kernels, mean, covariance, floor, tol, iterations, rounds, state, tell, keep, executor)
     while not state.message:
         run.leg()
@@ -283,11 +288,10 @@ class _Run:
         self.state, self.progress, self.keep, self.executor = state, progress, keep, executor
         self.begun = time.perf_counter() - state.elapsed
 
-    def _objective(self, encoder: Encoder) -> ProfileObjective:
+    def _objective(self, encoder: Encoder, tol: float | None = None) -> ProfileObjective:
         coordinates = EncoderCoordinates(encoder, self.mean, self.covariance)
-        return ProfileObjective(
-            self.layer, self.p1, self.kernels, coordinates, self.state.tol, self.floor, executor=self.executor
-        )
+        tol = self.state.tol if tol is None else tol
+        return ProfileObjective(self.layer, self.p1, self.kernels, coordinates, tol, self.floor, executor=self.executor)
 
     def found(self, attempt: Attempt) -> tuple[Problem, dict[str, Estimate]]:
         """The attempt's encoder with its best decoder and priors, and the terms there, each within tol."""
@@ -314,19 +318,22 @@ class _Run:
             state.search = Search(objective.x0, *answer)
         limit = min(self.iterations, _TRIED) if state.stage == "trial" else self.iterations
         count = sum(step.start == state.at and step.leg == state.leg for step in state.history)
-        reason = _reason(state.search, self._gains(), state.tol, state.tol > self.tol)
+        reason = _reason(state.search, self._gains(), self._told, state.tol > self.tol)
         while not reason and count < limit:
             started = time.perf_counter()
-            found = advance(state.search, trial, _seen(state.tol, state.search.loss))
+            found = advance(state.search, trial, _seen(self._told, state.search.loss))
+            if found is None and self._sharpened(trial):
+                self.keep(state)
+                return
             if found is None:
                 reason = (
-                    f"the loss stalled: no step along the gradient lowers it by what tol {state.tol:g} can tell, gradient "
+                    f"the loss stalled: no step along the gradient lowers it by what tol {self._told:g} can tell, gradient "
                     f"norm {_norm(state.search.gradient):.2g}"
                 )
                 break
             state.search, count = found, count + 1
             self._record(trial, time.perf_counter() - started)
-            reason = _reason(state.search, self._gains(), state.tol, state.tol > self.tol)
+            reason = _reason(state.search, self._gains(), self._told, state.tol > self.tol)
         norm = _norm(state.search.gradient)
         if not reason and limit < self.iterations:
             reason = f"set aside after {limit} iterations, gradient norm {norm:.2g}"
@@ -335,6 +342,32 @@ class _Run:
         )
         self._follow(attempt, trial.accepted or objective.problem(state.search.x), reason)
         self.keep(state)
+
+    @property
+    def _told(self) -> float:
+        """What steps are told apart to: the tolerance of the leg, or the one asked for where a leg needs a finer one."""
+        return max(self.state.tol, self.tol)
+
+    def _sharpened(self, trial: _Trial) -> bool:
+        """Whether the leg goes on at a tolerance tenfold finer: no step lowered the loss, though the gradient had promised what the
+        tolerance can tell, and a finer gradient is another one.
+
+        The errors that meet the tolerance are those of dL/dC and dL/dlambda; in the coordinates of the search a large lambda, or a
+        narrow direction of x2, multiplies them.
+        """
+        state = self.state
+        search = state.search
+        assert search is not None
+        finer = 0.1 * state.tol
+        if trial.broken_promise(search) < self._told * max(1.0, abs(search.loss)) or finer < _FINEST * self.tol:
+            return False
+        answer = _Trial(self._objective(state.attempts[state.at].encoder, finer))(search.x)
+        if answer is None or _norm(answer[1] - search.gradient) < _OTHER * _norm(search.gradient):
+            return False
+        logger.info("the gradient at tol %g misled; on at %g", state.tol, finer)
+        state.tol, state.search = finer, Search(search.x, *answer)
+        state.leg += 1
+        return True
 
     def _record(self, trial: _Trial, seconds: float) -> None:
         """Report an accepted step."""
@@ -459,6 +492,12 @@ class _Trial:
             return None
         self._seen[x.tobytes()] = (problem, terms)
         return float(terms["L"].value), gradient
+
+    def broken_promise(self, search: Search) -> float:
+        """By how much the gradient says that the shortest trial since the last accepted point lowers the loss; none did."""
+        steps = [np.frombuffer(x) - search.x for x in self._seen]
+        tried = [step for step in steps if np.any(step)]
+        return -float(search.gradient @ min(tried, key=np.linalg.norm)) if tried else 0.0
 
     def at(self, x: Array) -> tuple[Problem, dict[str, Estimate]]:
         """The problem and the terms at the accepted point; the other trials are forgotten."""

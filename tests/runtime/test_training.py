@@ -743,3 +743,14 @@ def test_precisions_beyond_float64_are_taken_as_far_out(log_precision: float) ->
     assert np.isfinite(coordinates.pack(far)).all()
     none = Posterior("tilted", [[1.0]], [0.3], precision=0.0, base=Normal(0.0, 1.0))
     assert np.isfinite(coordinates.pack(et.Encoder([none]))).all()
+
+
+def test_a_gradient_that_misled_is_asked_for_anew_at_a_finer_tolerance() -> None:
+    """dL/dlambda is right to 1e-5, which a lambda of 35,000 makes 0.5 in dL/dlog(lambda): the run stalled 0.087 nats too high."""
+    layer = et.Layer(np.eye(2), [-1.0, 0.0], [1.0, 0.0], "elu")
+    fitted = et.fit(layer, et.FeatureModel(np.eye(2), [Normal(0.0, 1.0)] * 2, 0.2), tol=1e-3, starts=1)
+    assert fitted.values["L"].value < 1.718
+    assert {step.tol for step in fitted.history} > {1e-3}
+    assert fitted.values.tol == 1e-3
+    for before, after in itertools.pairwise(fitted.history):
+        assert before.leg != after.leg or after.loss <= before.loss

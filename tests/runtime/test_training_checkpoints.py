@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 import elbotree as et
+from elbotree.runtime import training
 from elbotree.runtime.checkpoints import Attempt, CheckpointFolder, Step, Training, encoder_form, fingerprint
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.lbfgs import Search
+from elbotree.runtime.search import Found
 from elbotree.runtime.storage import CFG, MODEL
 
 SETTINGS = {"tol": 1e-3}
@@ -84,6 +86,27 @@ def test_resume_does_not_compute_again_what_the_checkpoint_knows(tmp_path: Path)
     with pytest.raises(Cut):
         fit(tmp_path, cut=4, resume=True, seen=seen)
     assert seen == [4]
+
+
+def test_the_search_for_starts_is_kept_and_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An interruption before the first step of the exact loss does not lose what was found on points, nor the time it took."""
+
+    def slow(layer: et.Layer, p1: et.FeatureModel, encoder: et.Encoder, *rest: object) -> object:
+        time.sleep(0.2)
+        return [Found("found", encoder, 0.0, 1)], []
+
+    def cut(*given: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "searched", slow)
+        patched.setattr(training._Run, "leg", cut)
+        with pytest.raises(Cut):
+            fit(tmp_path, starts=None)
+    monkeypatch.setattr(training, "searched", cut)
+    found = fit(tmp_path, starts=None, resume=True)
+    assert [start.name for start in found.starts] == ["found"]
+    assert found.history[0].seconds > 0.2
 
 
 def test_a_checkpoint_is_not_overwritten_by_accident(tmp_path: Path) -> None:
