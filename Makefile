@@ -32,8 +32,10 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed-sklearn  ## learn a layer of a small digits network and write the report
 	$(BIN)/python examples/digits.py --out $(OUT)
 
-test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests
-	$(BIN)/python -m pytest
+# Files of tests go to so many processes, each whole, so that what its tests share is made once; WORKERS=0 is this process alone.
+WORKERS ?= 2
+test: $(VENV)/.installed-test $(VENV)/.installed-sklearn  ## run the tests (WORKERS=2 at a time)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The tests that a machine without the extras skips: here a skip for want of one of them is a failure. mpi-test brings an MPI of
 # its own, as a wheel.

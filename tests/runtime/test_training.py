@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -666,18 +667,27 @@ def test_a_run_ends_where_a_finer_tolerance_is_refused_and_says_so(monkeypatch: 
     assert len(fitted.history) > 1
 
 
+def in_units(scale: float) -> tuple[et.Layer, et.FeatureModel]:
+    """Two features and a relu, x1 and x2 so many times as large."""
+    B, priors = np.array([[1.0, 0.3], [0.0, 0.9]]), [Bernoulli(0.3), Bernoulli(0.2)]
+    layer = et.Layer(np.eye(2), [0.5, -0.3], [0.4, 0.6], "relu")
+    return layer, et.FeatureModel(scale * B, priors, 0.2 * scale, offset=[0.0, 0.0])
+
+
+@cache
+def terms_in_units_of_one() -> dict[str, Estimate]:
+    return train(*in_units(1.0), generate("relu", "tilted"), tol=1e-3).terms
+
+
 @pytest.mark.parametrize("scale", [2.0**-20, 1e-3, 1e3, 2.0**20])
 def test_units_of_x2_do_not_matter(scale: float) -> None:
     """Twelve terms, history, starts, encoder and model in the units that were given, all within tol; they missed it by far."""
-    layer = et.Layer(np.eye(2), [0.5, -0.3], [0.4, 0.6], "relu")
-    B, priors = np.array([[1.0, 0.3], [0.0, 0.9]]), [Bernoulli(0.3), Bernoulli(0.2)]
-    kernels, steps = generate("relu", "tilted"), []
-    one = train(layer, et.FeatureModel(B, priors, 0.2), kernels, tol=1e-3)
-    p1 = et.FeatureModel(scale * B, priors, 0.2 * scale, offset=[0.0, 0.0])
+    kernels, steps, one = generate("relu", "tilted"), [], terms_in_units_of_one()
+    layer, p1 = in_units(scale)
     fitted = train(layer, p1, kernels, tol=1e-3, progress=steps.append)
     moved = 2 * np.log(scale)
-    assert fitted.terms["L"].value == pytest.approx(one.terms["L"].value + moved, abs=2e-3)
-    assert fitted.terms["T1"].value == pytest.approx(one.terms["T1"].value * scale**2, rel=3e-3)
+    assert fitted.terms["L"].value == pytest.approx(one["L"].value + moved, abs=2e-3)
+    assert fitted.terms["T1"].value == pytest.approx(one["T1"].value * scale**2, rel=3e-3)
     assert "missed" not in fitted.message
     for term in fitted.terms.values():
         assert term.error <= 1e-3 * max(1.0, abs(float(term.value)))
