@@ -12,6 +12,7 @@ The first inequality holds for each accepted step, in the numbers that the loss 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -61,18 +62,19 @@ class Search:
         return -0.5 * float(self.gradient @ self.direction())
 
 
-def advance(search: Search, objective: Objective, least: float = 0.0) -> Search | None:
+def advance(search: Search, objective: Objective, least: float = 0.0, told: float = math.inf) -> Search | None:
     """The search after one more accepted iteration, or None where no step lowers the loss: along -H g, and where that fails
     along what the last pair alone makes of it.
 
     least: steps whose expected decrease is below it are not tried (the loss cannot tell them from its own error), but for the
     first one of a search that remembers nothing and has no scale yet.
+    told: what the loss surely tells; while more is promised, steps that raised it are shortened further, however many they were.
     """
-    found = _along(search, search.direction(), objective, least)
+    found = _along(search, search.direction(), objective, least, told)
     if found is None and search.steps:  # what it remembers misleads
         last = slice(-1, None) if len(search.steps) > 1 else slice(0)
         search = Search(search.x, search.loss, search.gradient, search.steps[last], search.changes[last])
-        found = _along(search, search.direction(), objective, least, _REFUSED_AGAIN)
+        found = _along(search, search.direction(), objective, least, told, _REFUSED_AGAIN)
     if found is None:
         return None
     x, loss, gradient = found
@@ -83,7 +85,7 @@ def advance(search: Search, objective: Objective, least: float = 0.0) -> Search 
 
 
 def _along(
-    search: Search, d: Array, objective: Objective, least: float, refused: int = _REFUSED
+    search: Search, d: Array, objective: Objective, least: float, told: float, refused: int = _REFUSED
 ) -> tuple[Array, float, Array] | None:
     """The accepted (x, loss, gradient) along d: both conditions met, or the best trial that met the first."""
     slope = float(search.gradient @ d)
@@ -95,8 +97,10 @@ def _along(
     low, high = (0.0, search.loss, slope), None
     best = None
     for tried in range(_TRIALS):
-        promised = -t * slope >= least or not (tried or search.steps)
-        if not promised or (tried == refused and best is None):
+        promised = -t * slope
+        if promised < least and (tried or search.steps):
+            break
+        if tried >= refused and best is None and (promised < told or high is None or high[1] is None):
             break
         x = search.x + t * d
         answer = objective(x)

@@ -321,7 +321,8 @@ class _Run:
         reason = _reason(state.search, self._gains(), self._told, state.tol > self.tol)
         while not reason and count < limit:
             started = time.perf_counter()
-            found = advance(state.search, trial, _seen(self._told, state.search.loss))
+            told = self._told * max(1.0, abs(state.search.loss))
+            found = advance(state.search, trial, _SEEN * told, told)
             if found is None and self._sharpened(trial):
                 self.keep(state)
                 return

@@ -103,3 +103,17 @@ def test_only_so_many_pairs_are_kept_and_none_of_negative_curvature() -> None:
     search, _ = run(rosenbrock, np.linspace(-1.0, 1.0, 12), iterations=60)
     assert len(search.steps) == len(search.changes) == 20
     assert all(float(s @ y) > 0 for s, y in zip(search.steps, search.changes, strict=True))
+
+
+def test_a_narrow_valley_is_not_taken_for_noise() -> None:
+    """While more is promised than the loss can tell from noise, steps that raise it are shortened, more than three times even."""
+    width = 1e-3
+
+    def valley(x: np.ndarray) -> tuple[float, np.ndarray]:
+        return float(np.log1p((x / width) @ (x / width))), 2 * x / (width**2 + x @ x)
+
+    start = Search(np.array([width]), *valley(np.array([width])))
+    assert advance(start, valley) is None
+    found = advance(start, valley, told=1e-3)
+    assert found is not None
+    assert found.loss < start.loss
