@@ -205,11 +205,11 @@ def test_remembered_kernels_load_without_sympy_and_are_the_same(place):
     assert len(list(place.glob("*.txt"))) == 2
 
 
-def test_what_a_user_registered_is_not_kept(place, monkeypatch):
+@pytest.mark.usefixtures("registries")
+def test_what_a_user_registered_is_not_kept(place):
     from elbotree.codegen import kernels
     from elbotree.derivation import activations
 
-    monkeypatch.setattr(activations, "_registry", dict(activations._registry))
     activations.register_psi("kept_by_nobody", "b + 1")
     kernels.generate("kept_by_nobody", "normal")
     kernels.compile_psi("kept_by_nobody")

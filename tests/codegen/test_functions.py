@@ -348,12 +348,7 @@ def test_family_that_was_not_printed_is_refused():
         family_section("normel")
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr(families, "_registry", dict(families._registry))
-
-
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("how", ["closed", "quadrature"])
 def test_registered_family_prints_and_agrees_with_the_shipped_one(how, kernels):
     """exponential by its log rate: the same laws as the shipped family's, at other c; once with the closed forms that
@@ -375,7 +370,7 @@ def test_registered_family_prints_and_agrees_with_the_shipped_one(how, kernels):
     np.testing.assert_allclose(total(kernel.kl_derivative(0, mine, prior, 0), rate), slope, rtol=1e-9)
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registries")
 def test_family_on_an_interval_with_a_parameter_agrees_with_its_integrals():
     """A Beta-like law on (-1, 2): its moments by scipy, its divergence from a normal prior by scipy."""
     c0, beta = families.C[0], families.BETA

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from elbotree.derivation import activations
 from elbotree.derivation.activations import activation_names, analyse, register_psi
 from elbotree.derivation.grammar import B
 from elbotree.derivation.special import elementary
@@ -197,8 +196,8 @@ def test_what_cannot_be_analysed_is_refused(text, error, message):
         analyse(text)
 
 
-def test_register_psi(monkeypatch):
-    monkeypatch.setattr(activations, "_registry", dict(activations._registry))
+@pytest.mark.usefixtures("registries")
+def test_register_psi():
     psi = register_psi("shifted_relu", "relu(b - 2)")
     assert psi.text == "shifted_relu"
     assert analyse("shifted_relu").breaks == (2,)

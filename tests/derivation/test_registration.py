@@ -23,10 +23,7 @@ beta, c, u = sp.symbols("beta c u")  # a user's symbols, without assumptions
 EXPONENTIAL = sp.exp(c - beta * sp.exp(c))
 KNOWN = {"t": 1, "support": "half-line", "mean": sp.exp(-c), "variance": sp.exp(-2 * c), "entropy": 1 - c}
 
-
-@pytest.fixture(autouse=True)
-def registry(monkeypatch):
-    monkeypatch.setattr(families, "_registry", dict(families._registry))
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 @pytest.mark.parametrize("name", sorted(families._SHIPPED))

@@ -112,8 +112,8 @@ def test_the_account_is_printed() -> None:
     assert "psi = 0: pruned" in str(specialise(TREE, "zero", "normal"))
 
 
-def test_what_a_family_has_in_closed_form_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "_registry", dict(families._registry))
+@pytest.mark.usefixtures("registries")
+def test_what_a_family_has_in_closed_form_is_said() -> None:
     c, beta = families.C[0], families.BETA
     log_density = -(beta - c) - sympy.exp(-(beta - c))
     known = {"mean": None, "variance": None, "entropy": None, "centre": c, "spread": sympy.Integer(1)}
@@ -140,8 +140,8 @@ def test_a_constant_psi_is_affine() -> None:
     assert isinstance(u2, sympy.Expr)
 
 
-def test_a_quadratic_mean_is_a_moment_alone_but_not_in_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "_registry", dict(families._registry))
+@pytest.mark.usefixtures("registries")
+def test_a_quadratic_mean_is_a_moment_alone_but_not_in_a_product() -> None:
     c, beta = families.C[0], families.BETA
     log_density = -((beta - c**2) ** 2) / 2 - sympy.log(2 * sympy.pi) / 2
     known = {"mean": c**2, "variance": sympy.Integer(1), "entropy": sympy.log(2 * sympy.pi * sympy.E) / 2}

@@ -71,8 +71,8 @@ def test_what_cannot_be_spelled_is_refused(expression, message: str) -> None:
         spell(expression)
 
 
-def test_registering_sympy_is_registering_its_text(monkeypatch) -> None:
-    monkeypatch.setattr(activations, "_registry", dict(activations._registry))
+@pytest.mark.usefixtures("registries")
+def test_registering_sympy_is_registering_its_text() -> None:
     psi = register_psi("soft_sign", b / (1 + sp.Abs(b)))
     assert psi.kinks == (0,)
     assert activations._registry["soft_sign"] == "b/(abs(b) + 1)"
