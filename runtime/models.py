@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elbotree.runtime.activations import Activation, compile_psi
-from elbotree.runtime.arguments import check_kind, finite_number, generator, read_only_array, real_array, shortened
+from elbotree.runtime.arguments import (
+    MOST_ROWS,
+    check_count,
+    check_kind,
+    finite_number,
+    generator,
+    read_only_array,
+    real_array,
+    shortened,
+)
 from elbotree.runtime.errors import InputError
 from elbotree.runtime.prior_base import nearest
 from elbotree.runtime.priors import Prior
@@ -176,7 +185,8 @@ class FeatureModel:
         return np.asarray((self.B * variances) @ self.B.T + self.noise_std**2 * np.eye(self.n))
 
     def sample(self, N: int, rng: np.random.Generator | int | None = None) -> Array:
-        """N independent rows of x, (N, n), from a generator or a seed."""
+        """N independent rows of x, (N, n), from a generator or a seed. Raises InputError for another N than 0 to ten million."""
+        check_count("N", N, 0, MOST_ROWS)
         rng = generator(rng)
         z = np.empty((N, self.m))
         for j, prior in enumerate(self.priors):

@@ -166,8 +166,8 @@ class OutputLaw:
         if not self._b_noisy:
             raise UnsupportedError(
                 "b = <y, u> + theta carries no Gaussian noise (input.noise_std is 0, or A^T u = 0), so its law has no density "
-                f"that could be integrated against psi ({self._psi.text}), and x1 takes too many values to be enumerated; give the "
-                "input a small noise_std"
+                f"that could be integrated against psi ({self._psi.text}); only `evaluate` and `gradient` enumerate x1, where "
+                "it takes few values, so give the input a small noise_std"
             )
         lo, hi, log_epsilon = self._b_range
         std = float(np.sqrt(self._var_b))

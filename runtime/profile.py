@@ -67,13 +67,14 @@ def output_moments(layer: Layer, p1: FeatureModel, tol: float) -> tuple[Array, A
 
 
 def continuous_dimensions(layer: Layer, p1: FeatureModel) -> int:
-    """The least dimension d of a set that carries mass of f(x1): the rank of J A [sigma1 I, columns of B1 with a density].
+    """The least dimension d of a set that carries mass of f(x1): the rank of J A [sigma1 I, columns of B1 whose
+    priors have a density and no atoms].
 
     J is the slope of f in y: I + slope w u^T where psi is affine, the least rank over its pieces where it is linear between
     breaks, and I elsewhere. Where d < n2 the entropy of f(x1) is -infinite, and a model that can tell the sets apart has a
     loss that is unbounded below as sigma2 -> 0.
     """
-    spread = np.array([p.continuous_weight > 0 and p.variance() > 0 for p in p1.priors], dtype=bool)
+    spread = np.array([len(p.atoms[0]) == 0 and p.variance() > 0 for p in p1.priors], dtype=bool)
     moving = layer.A @ np.hstack([p1.noise_std * np.eye(p1.n), p1.B[:, spread]])
     affine = SpectralExpectations(layer, p1, Encoder([]), tol=1e-3).output.affine
     identity = np.eye(layer.n2)

@@ -12,11 +12,12 @@ All that a run remembers stands in a `Training`, so that it can be written down 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -139,7 +140,9 @@ def train(
     unit = unit_of(layer, p1)
     tell = progress and (lambda step: progress(_step_in(unit, layer.n2, step)))
     layer, encoder = layer_in(unit, layer), encoder and encoder_in(unit, encoder)
-    mean, covariance = output_moments(layer, p1, tol)
+    finite = p1.noise_std == 0 and all(prior.continuous_weight == 0 for prior in p1.priors)
+    with _named(finite):
+        mean, covariance = output_moments(layer, p1, tol)
     floor = least_noise(layer, p1, covariance) if noise_floor is None else noise_floor / unit
     if not floor > 0:
         raise InputError(
@@ -156,8 +159,9 @@ def train(
         state.elapsed = time.perf_counter() - begun
         keep(state)
     run = _Run(layer, p1, kernels, mean, covariance, floor, tol, iterations, rounds, state, tell, keep, executor)
-    while not state.message:
-        run.leg()
+    with _named(finite):
+        while not state.message:
+            run.leg()
     problem, found = run.found(state.attempts[state.at])
     terms = terms_in(unit, layer.n2, found)
     for sharper in (0.1, 0.003) if unit != 1.0 else ():
@@ -177,6 +181,20 @@ def train(
         information(kernels, problem, tol),
         floor * unit,
     )
+
+
+@contextlib.contextmanager
+def _named(finite: bool) -> Iterator[None]:
+    """What cannot be evaluated, with the reason where that is that f(x1) takes finitely many values."""
+    try:
+        yield
+    except UnsupportedError as error:
+        if not finite:
+            raise
+        raise UnsupportedError(
+            "x1 has no noise and finitely many values, so that the loss is unbounded below as sigma2 -> 0, and posteriors may "
+            f"switch as sharply as they like; give the input a small noise_std ({error})"
+        ) from error
 
 
 # ------------------------------------------------------------------ units (see `units`)

@@ -103,6 +103,12 @@ def test_points_that_do_not_fit_are_refused(fitted: Fit, x2: Any, message: str) 
         fitted.log_prob_bound(x2)
 
 
+@pytest.mark.parametrize("N", [-1, 1.5, "many", 10**12])
+def test_so_many_rows_are_not_drawn(fitted: Fit, N: Any) -> None:
+    with pytest.raises(InputError, match="`N` is"):
+        fitted.sample(N)
+
+
 def test_a_fit_says_why_it_ended() -> None:
     layer = et.Layer([[1.0]], [0.5], [0.8], "relu", threshold=0.1)
     p1 = et.FeatureModel([[1.0]], [et.Bernoulli(0.3)], 0.4)

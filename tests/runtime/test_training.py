@@ -21,7 +21,7 @@ import elbotree as et
 from elbotree.codegen import generate
 from elbotree.runtime import encoding
 from elbotree.runtime.checkpoints import Attempt, Step
-from elbotree.runtime.errors import InputError
+from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.models import Posterior
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal
@@ -764,3 +764,18 @@ def test_a_gradient_that_misled_is_asked_for_anew_at_a_finer_tolerance() -> None
     assert fitted.values.tol == 1e-3
     for before, after in itertools.pairwise(fitted.history):
         assert before.leg != after.leg or after.loss <= before.loss
+
+
+@pytest.mark.parametrize("psi", ["relu", "zero"])
+def test_an_input_of_finitely_many_values_is_named(psi: str) -> None:
+    layer = et.Layer(np.eye(2), [0.4, -0.2], [0.6, 0.3], psi)
+    with pytest.raises(
+        UnsupportedError, match="x1 has no noise and finitely many values, so that the loss is unbounded below"
+    ):
+        et.fit(layer, et.FeatureModel(np.eye(2), [Bernoulli(0.3)] * 2, 0.0), tol=1e-3, starts=1)
+
+
+def test_a_prior_with_atoms_carries_mass_on_smaller_sets() -> None:
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "zero")
+    for slab, d in ((Normal(0.0, 1.0), 2), (et.SpikeSlab(0.5, Normal(0.0, 1.0)), 1)):
+        assert continuous_dimensions(layer, et.FeatureModel(np.eye(2), [Normal(0.0, 1.0), slab], 0.0)) == d
