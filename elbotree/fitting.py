@@ -199,8 +199,8 @@ def fit(
     """Learn a feature model and an encoder of f(x1), x1 ~ p1, by minimising the loss L, without sampling.
 
     The decoder, sigma2 and the priors have their best values in closed form given the encoder, so that L-BFGS moves the
-    encoder alone, with the exact gradient. It starts at a coarse tolerance that is tightened down to `tol`; at each an
-    accepted step never raises the loss. The same call gives the same bytes, whatever the number of threads.
+    encoder alone, with the exact gradient. It starts at a coarse tolerance that is tightened down to a tenth of `tol`; at each
+    an accepted step never raises the loss. The same call gives the same bytes, whatever the number of threads.
 
     Arguments
         layer, p1    the layer f and the model of its input

@@ -1,12 +1,12 @@
 """Training one layer's model: L-BFGS over the encoder alone, on the profile loss (`profile`), with no step size, no gradient
-noise and no sample in what it minimises.
+noise and no sample in what it minimises. Its first matrix is that of the loss on points (see `point_model`), where they know it.
 
 A run is a sequence of legs: one start, one tolerance, one set of bases for the tilted posteriors. A leg ends where the
 gradient promises nothing that the tolerance can tell, or where the loss stalls. After it the learned priors are tried as new
-bases, and kept where the loss falls; then the tolerance is tightened tenfold, down to the one asked for. Of several starts
-each is trained at the first, coarse tolerance, and only the best goes on; where more than three are asked for, all are tried for
-a few iterations first, and the best quarter, at least three, is trained. Where none are asked for, `search` chooses them on
-points. Within a leg an accepted step never raises the loss.
+bases, and kept where the loss falls; then the tolerance is tightened tenfold, down to a tenth of the one asked for. Of several
+starts each is trained at the first, coarse tolerance, and only the best goes on; where more than three are asked for, all are
+tried for a few iterations first, and the best quarter, at least three, is trained. Where none are asked for, `search` chooses
+them on points. Within a leg an accepted step never raises the loss.
 All that a run remembers stands in a `Training`, so that it can be written down after each step and go on to the same bytes.
 """
 
@@ -30,6 +30,7 @@ from elbotree.runtime.estimates import Estimate
 from elbotree.runtime.float_range import vanishing
 from elbotree.runtime.lbfgs import Search, advance
 from elbotree.runtime.models import Encoder, FeatureModel, Layer, Posterior, Problem
+from elbotree.runtime.point_model import PointModel
 from elbotree.runtime.priors import Bernoulli, Normal
 from elbotree.runtime.profile import (
     EncoderCoordinates,
@@ -60,12 +61,14 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 _COARSE = 1e-3  # the tolerance that every start is trained at first
-_SEEN = 0.1  # of tol, relative to max(1, |L|): what a step must promise to be tried, and gain not to count as a stall
+_FINER = 0.1  # of tol: the last leg's tolerance, whose errors would end a descent along a flat valley
+_SEEN = 0.3  # of tol, relative to max(1, |L|): what a step must promise to be tried, and gain not to count as a stall
 _TRIED = 12  # iterations that every one of many starts is tried for, and how many of them at least are trained after it
 _TRAINED = 3
 _ASIDE = "set aside on points:"  # how the message of a start begins that is only trained where all others fail
 _FINEST = 1e-3  # of the tolerance asked for: the finest at which a gradient is asked for that misled at coarser ones
 _OTHER = 0.1  # of the gradient's norm: by how much another gradient differs from it
+_TRUSTED = 10.0  # times the tolerance: how far off a loss may be before it counts as what it may be at most
 _PATIENCE = 3  # steps after which L-BFGS knows enough for its promise to be believed
 DEAD = 1e-3  # nats of information about x2 below which a feature is dead
 
@@ -303,6 +306,8 @@ class _Run:
     ) -> None:
         self.layer, self.p1, self.kernels, self.mean, self.covariance = layer, p1, kernels, mean, covariance
         self.floor, self.tol, self.iterations, self.rounds = floor, tol, iterations, rounds
+        self.finest = _FINER * tol
+        self._points: PointModel | None = None
         self.state, self.progress, self.keep, self.executor = state, progress, keep, executor
         self.begun = time.perf_counter() - state.elapsed
 
@@ -310,6 +315,22 @@ class _Run:
         coordinates = EncoderCoordinates(encoder, self.mean, self.covariance)
         tol = self.state.tol if tol is None else tol
         return ProfileObjective(self.layer, self.p1, self.kernels, coordinates, tol, self.floor, executor=self.executor)
+
+    def _on_points(self, encoder: Encoder) -> PointModel | None:
+        """What points know of the loss, where they can."""
+        if not 0 < len(encoder) <= MOST_SEARCHED or not on_points(encoder):
+            return None
+        if self._points is None:
+            self._points = PointModel(self.layer, self.p1, self.floor)
+        return self._points
+
+    def _may_gain(self, encoder: Encoder, other: Encoder) -> bool:
+        """Whether the exact losses of two encoders are worth comparing: points do not say that the other one is no better."""
+        points = self._on_points(encoder)
+        if points is None:
+            return True
+        here, there = (points.loss(e, EncoderCoordinates(e, self.mean, self.covariance)) for e in (encoder, other))
+        return there < here
 
     def found(self, attempt: Attempt) -> tuple[Problem, dict[str, Estimate]]:
         """The attempt's encoder with its best decoder and priors, and the terms there, each within tol."""
@@ -324,7 +345,8 @@ class _Run:
         state = self.state
         attempt = state.attempts[state.at]
         objective = self._objective(attempt.encoder)
-        trial = _Trial(objective)
+        trial, points = _Trial(objective), self._on_points(attempt.encoder)
+        inverse = None if points is None else points.inverse(objective.coordinates)
         if state.search is None:
             comparing = len(state.attempts) > 1 and state.stage != "fine"
             answer = trial(objective.x0) if comparing else objective.fun_and_jac(objective.x0)
@@ -336,11 +358,14 @@ class _Run:
             state.search = Search(objective.x0, *answer)
         limit = min(self.iterations, _TRIED) if state.stage == "trial" else self.iterations
         count = sum(step.start == state.at and step.leg == state.leg for step in state.history)
-        reason = _reason(state.search, self._gains(), self._told, state.tol > self.tol)
-        while not reason and count < limit:
+        while True:
+            direction = state.search.direction(inverse)
+            reason = _reason(state.search, self._gains(), self._told, state.tol > self.finest, direction)
+            if reason or count == limit:
+                break
             started = time.perf_counter()
             told = self._told * max(1.0, abs(state.search.loss))
-            found = advance(state.search, trial, _SEEN * told, told)
+            found = advance(state.search, trial, _SEEN * told, told, None if inverse is None else direction)
             if found is None and self._sharpened(trial):
                 self.keep(state)
                 return
@@ -352,7 +377,6 @@ class _Run:
                 break
             state.search, count = found, count + 1
             self._record(trial, time.perf_counter() - started)
-            reason = _reason(state.search, self._gains(), self._told, state.tol > self.tol)
         norm = _norm(state.search.gradient)
         if not reason and limit < self.iterations:
             reason = f"set aside after {limit} iterations, gradient norm {norm:.2g}"
@@ -364,8 +388,8 @@ class _Run:
 
     @property
     def _told(self) -> float:
-        """What steps are told apart to: the tolerance of the leg, or the one asked for where a leg needs a finer one."""
-        return max(self.state.tol, self.tol)
+        """What steps are told apart to: the tolerance of the leg, or the last leg's where one needs a finer one."""
+        return max(self.state.tol, self.finest)
 
     def _sharpened(self, trial: _Trial) -> bool:
         """Whether the leg goes on at a tolerance tenfold finer: no step lowered the loss, though the gradient had promised what the
@@ -434,7 +458,8 @@ class _Run:
         state.gained = search.loss
         based = _rebased(problem)
         changed = any(a is not b for a, b in zip(based, problem.encoder, strict=True))
-        if worth and changed and state.stage != "trial" and state.turn < self.rounds:
+        worth = worth and changed and state.stage != "trial" and state.turn < self.rounds
+        if worth and self._may_gain(problem.encoder, based):
             other = self._objective(based)
             answer = _Trial(other)(other.x0)
             if answer is not None and answer[0] < search.loss - _seen(state.tol, search.loss):
@@ -474,8 +499,9 @@ class _Run:
         state = self.state
         state.turn, state.gained = 0, None
         attempt = state.attempts[state.at]
-        if state.tol > self.tol:
-            coarser, state.tol = state.tol, self.tol if state.tol < 30 * self.tol else 0.1 * state.tol
+        converged = f"converged: {attempt.message}" if "limit" not in attempt.message else attempt.message
+        if state.tol > self.finest:
+            coarser, state.tol = state.tol, self.finest if state.tol < 30 * self.finest else 0.1 * state.tol
             finer = self._objective(attempt.encoder)
             trial, same = _Trial(finer), attempt is trained
             x = search.x if same else finer.x0
@@ -483,14 +509,16 @@ class _Run:
             if answer is None:
                 state.tol = coarser
                 state.message = (
-                    f"stopped at tol {coarser:g}, the loss cannot be had there to a finer one: {trial.refusal}"
+                    converged
+                    if coarser <= self.tol
+                    else f"stopped at tol {coarser:g}, the loss cannot be had there to a finer one: {trial.refusal}"
                 )
             elif same:  # the same point and coordinates: L-BFGS keeps its memory
                 state.search = Search(x, *answer, search.steps, search.changes)
             else:
                 state.search = Search(x, *answer)
         else:
-            state.message = f"converged: {attempt.message}" if "limit" not in attempt.message else attempt.message
+            state.message = converged
 
 
 class _Trial:
@@ -510,7 +538,8 @@ class _Trial:
             logger.info("a trial step was shortened: %s", error)
             return None
         self._seen[x.tobytes()] = (problem, terms)
-        return float(terms["L"].value), gradient
+        loss = float(terms["L"].value)
+        return loss + max(0.0, float(terms["L"].error) - _TRUSTED * self.objective.tol * max(1.0, abs(loss))), gradient
 
     def broken_promise(self, search: Search) -> float:
         """By how much the gradient says that the shortest trial since the last accepted point lowers the loss; none did."""
@@ -534,13 +563,13 @@ def _norm(gradient: Array) -> float:
     return float(np.abs(gradient).max(initial=0.0))
 
 
-def _reason(search: Search, gains: Sequence[float], tol: float, finer: bool) -> str:
+def _reason(search: Search, gains: Sequence[float], tol: float, finer: bool, direction: Array) -> str:
     """Why a leg ends here; empty while it goes on. Where a finer tolerance follows, a leg that slows down leaves the rest to it."""
     norm = _norm(search.gradient)
     if norm <= 1e-2 * tol:
         return f"gradient norm {norm:.2g} is below {1e-2 * tol:g}"
-    if len(search.steps) >= _PATIENCE and search.expected_gain < _seen(tol, search.loss):
-        return f"gradient norm {norm:.2g} promises no more than {search.expected_gain:.1g} nats"
+    if len(search.steps) >= _PATIENCE and 0 <= (promised := search.expected_gain(direction)) < _seen(tol, search.loss):
+        return f"gradient norm {norm:.2g} promises no more than {promised:.1g} nats"
     quiet = gains[-1 if finer else -2 :]
     if len(quiet) == (1 if finer else 2) and max(quiet) < _seen(tol, search.loss):
         last = "the last iteration" if finer else "the last two iterations"

@@ -52,6 +52,7 @@ FRAMES, SPECTRAL_TESTS = "runtime/frames.py", "tests/runtime/test_spectral.py"
 PAIR_TESTS = "tests/runtime/test_pair_lattices.py"
 SET_TESTS = "tests/runtime/test_pair_sets.py"
 SEARCH_TESTS = "tests/runtime/test_search.py"
+POINT_MODEL_TESTS, LBFGS_TESTS = "tests/runtime/test_point_model.py", "tests/runtime/test_lbfgs.py"
 RESIDUAL_TESTS = "tests/runtime/test_residual_features.py"
 DOOR_TESTS, SAE_TESTS = "tests/elbotree/test_open_door.py", "tests/runtime/test_sae.py"
 
@@ -588,6 +589,28 @@ MUTATIONS = (
         "residual.cost", "runtime/residual_features.py", "(more / left) - self.K", "(more / left)", RESIDUAL_TESTS
     ),
     Mutation("residual.step", "runtime/residual_features.py", "q * (1 - q)", "q", RESIDUAL_TESTS),
+    Mutation("point_model.tilt", "runtime/point_model.py", "tilt = q - gradient", "tilt = q", POINT_MODEL_TESTS),
+    Mutation(
+        "point_model.damping", "runtime/point_model.py", "pull = damping * d", "pull = 0.0 * d", POINT_MODEL_TESTS
+    ),
+    Mutation(
+        "point_model.bases", "runtime/training.py", "return there < here", "return there > here", POINT_MODEL_TESTS
+    ),
+    Mutation(
+        "lbfgs.model",
+        "runtime/lbfgs.py",
+        "d = -inverse(self.x, -d)",
+        "d = -inverse(self.x, self.gradient)",
+        LBFGS_TESTS,
+    ),
+    Mutation(
+        "training.trusted",
+        "runtime/training.py",
+        "loss + max(0.0, float",
+        "loss + 0.0 * max(0.0, float",
+        "tests/runtime/test_training.py",
+    ),
+    Mutation("training.finer", "runtime/training.py", "_FINER = 0.1", "_FINER = 1.0", "tests/runtime/test_training.py"),
     Mutation(
         "training.overflow",
         "runtime/training.py",

@@ -49,7 +49,33 @@ def test_the_expected_gain_of_a_quadratic_is_exact_once_it_is_known() -> None:
         search.steps.append(axis)
         search.changes.append(scales * axis)
     # the diagonal is known exactly, whatever H_0 is: <g, H g> / 2 is the whole loss
-    assert search.expected_gain == pytest.approx(search.loss, rel=1e-12)
+    assert search.expected_gain(search.direction()) == pytest.approx(search.loss, rel=1e-12)
+
+
+def test_a_model_that_is_right_leads_to_the_minimum_at_once_and_one_that_is_not_is_put_aside() -> None:
+    objective, scales = quadratic(np.array([1.0, 1e3, 1e6]))
+    x = np.array([1.0, -2.0, 0.5])
+    search = Search(x, *objective(x))  # type: ignore[operator]
+    newton = search.direction(lambda at, q: q / scales)
+    assert search.expected_gain(newton) == pytest.approx(search.loss, rel=1e-12)
+    found = advance(search, objective, led=newton)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.loss < 1e-20 * search.loss
+    uphill = advance(search, objective, led=-newton)  # type: ignore[arg-type]
+    alone = advance(search, objective)  # type: ignore[arg-type]
+    assert uphill is not None
+    assert alone is not None
+    assert np.array_equal(uphill.x, alone.x)
+
+
+def test_what_is_remembered_corrects_a_model() -> None:
+    """Along the steps that it has taken H is right whatever the model says of them."""
+    objective, scales = quadratic(np.array([1.0, 10.0, 100.0]))
+    search = Search(np.array([1.0, -2.0, 0.5]), *objective(np.array([1.0, -2.0, 0.5])))  # type: ignore[operator]
+    search.steps.append(np.eye(3)[1])
+    search.changes.append(scales * np.eye(3)[1])
+    d = search.direction(lambda at, q: q * np.array([1.0, 7.0, 0.01]))
+    np.testing.assert_allclose(d, -search.x, rtol=1e-12)
 
 
 def test_a_step_into_a_region_that_cannot_be_evaluated_is_shortened() -> None:

@@ -186,6 +186,20 @@ def test_a_trial_step_whose_moments_leave_float64_is_shortened(monkeypatch) -> N
     assert _Trial(made)(x) is None
 
 
+def test_a_loss_that_is_hardly_known_counts_as_the_most_that_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder of opposite columns, 1e6 long: L = 318,494 with an error of 503,818 lies below nothing."""
+    made, x = objective()
+    problem, terms, gradient = made.evaluate(x)
+    loss = float(terms["L"].value)
+    for error in (9 * made.tol, 5.0):
+        unsure = {**terms, "L": Estimate(terms["L"].value, np.float64(error))}
+        monkeypatch.setattr(ProfileObjective, "evaluate", lambda self, x, unsure=unsure: (problem, unsure, gradient))
+        answer = _Trial(made)(x)
+        assert answer is not None
+        assert answer[0] == pytest.approx(max(loss, loss + error - 10 * made.tol * max(1.0, abs(loss))), rel=1e-12)
+        assert (answer[0] > loss) == (error == 5.0)
+
+
 def test_aggregate_prior_of_a_tilted_posterior_keeps_its_points() -> None:
     made, x = objective()
     encoder = made.coordinates.unpack(x)
@@ -361,6 +375,19 @@ et.fit(layer, p1, n, "bernoulli", tol=1e-4, iterations=2, rounds=1, starts=2).sa
 """
 
 
+def test_what_is_left_to_gain_where_a_run_ends_is_of_the_size_of_the_tolerance() -> None:
+    """A flat valley: two features at 30 degrees, sharp posteriors. L-BFGS alone ended 16 tolerances above where finer ones lead
+    from there, since its first matrix and the errors of gradients had it take the valley for its floor."""
+    t = np.deg2rad(30)
+    layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
+    p1 = et.FeatureModel([[1.0, np.cos(t)], [0.0, np.sin(t)]], [Bernoulli(0.15)] * 2, 0.1)
+    fitted = train(layer, p1, generate("identity", "tilted"), tol=1e-4)
+    further = train(layer, p1, generate("identity", "tilted"), tol=1e-6, encoder=fitted.problem.encoder)
+    assert fitted.message.startswith("converged: ")
+    assert fitted.terms["L"].value - further.terms["L"].value < 4e-4
+    assert len(fitted.history) < 40
+
+
 def test_the_same_call_gives_the_same_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
     for name, threads in (("one", "1"), ("two", "2"), ("again", "2")):
         environment = {
@@ -489,39 +516,38 @@ def test_random_encoders_are_soft_and_keep_families_and_bases() -> None:
     assert not np.array_equal(random_encoder(2, like, first, covariance)[0].C, made[0].C)
 
 
-def test_two_features_in_nearly_one_direction_need_a_start_at_two_thresholds() -> None:
-    """At 10 degrees the starts by directions end more than 0.3 nats above what a random encoder finds: features that count."""
+def test_two_features_in_nearly_one_direction_are_told_by_two_thresholds() -> None:
+    """At 10 degrees the propagated features lie in a minimum 0.49 nats above what is found here: features that count."""
     t = np.deg2rad(10)
     layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
     p1 = et.FeatureModel([[1.0, np.cos(t)], [0.0, np.sin(t)]], [Bernoulli(0.3)] * 2, 0.2)
     kernels = generate("identity", "bernoulli")
     one = train(layer, p1, kernels, family="bernoulli", tol=1e-3)
     more = train(layer, p1, kernels, family="bernoulli", tol=1e-3, starts=5)
-    assert more.terms["L"].value < one.terms["L"].value - 0.3
+    assert one.terms["L"].value < 0.636
+    assert more.terms["L"].value < 0.6305
     assert more.kept.name.startswith("random encoder")
     entropy, _ = entropy_and_cross_entropy(layer, p1, more.problem.model)
     assert more.terms["L"].value >= entropy - more.terms["L"].error
 
 
-def test_of_many_starts_all_are_tried_and_the_best_are_trained() -> None:
-    """Families without points, and `starts` above three: random encoders, each tried for twelve iterations."""
+def test_of_many_starts_all_are_tried_and_the_best_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`starts` above three: random encoders, each tried for a few iterations."""
+    monkeypatch.setattr("elbotree.runtime.training._TRIED", 4)
     t = np.deg2rad(15)
     layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "identity")
     p1 = et.FeatureModel([[1.0, np.cos(t)], [0.0, np.sin(t)]], [Bernoulli(0.3)] * 2, 0.2)
-    kernels = generate("identity", "tilted")
-    fitted = train(layer, p1, kernels, tol=1e-3, starts=13)
+    fitted = train(layer, p1, generate("identity", "tilted"), tol=1e-2, starts=13)
     assert len(fitted.starts) == 13
-    assert fitted.terms["L"].value == pytest.approx(0.676, abs=3e-3)
-    assert all(start.loss is not None and start.loss > fitted.terms["L"].value - 2e-3 for start in fitted.starts)
-    aside = [start for start in fitted.starts if "set aside after 12 iterations" in start.message]
-    assert len(aside) <= 13 - 4
-    assert all(start.iterations == 12 for start in aside)
-    trained = [start.loss for start in fitted.starts if start.iterations > 12]
+    assert fitted.terms["L"].value == pytest.approx(0.676, abs=6e-3)
+    assert all(start.loss is not None and start.loss > fitted.terms["L"].value - 1e-2 for start in fitted.starts)
+    aside = [start for start in fitted.starts if "set aside after 4 iterations" in start.message]
+    assert 0 < len(aside) <= 13 - 4
+    assert all(start.iterations == 4 for start in aside)
+    trained = [start.loss for start in fitted.starts if start.iterations > 4]
     assert max(trained) <= min(start.loss for start in aside)  # the best ones went on
-    assert fitted.starts[[s is fitted.kept for s in fitted.starts].index(True)].loss == min(
-        s.loss for s in fitted.starts
-    )
-    given = train(layer, p1, kernels, tol=1e-2, starts=None, encoder=fitted.problem.encoder)
+    assert fitted.kept.loss == min(s.loss for s in fitted.starts)
+    given = train(layer, p1, generate("identity", "tilted"), tol=1e-2, starts=None, encoder=fitted.problem.encoder)
     assert [start.name for start in given.starts] == ["given"]
     normal = train(layer, p1, generate("identity", "normal"), tol=1e-2, starts=None, family="normal", iterations=1)
     assert [start.name for start in normal.starts[:2]] == ["propagated", "random encoder 1"]
@@ -665,6 +691,8 @@ def test_a_run_ends_where_a_finer_tolerance_is_refused_and_says_so(monkeypatch: 
     )
     assert fitted.terms["L"].value == pytest.approx(coarse.terms["L"].value, abs=1e-3)
     assert len(fitted.history) > 1
+    enough = train(layer, p1, generate("identity", "bernoulli"), family="bernoulli", tol=1e-3)
+    assert enough.message.startswith("converged: ")  # only the last leg, finer than what was asked for, was refused
 
 
 def in_units(scale: float) -> tuple[et.Layer, et.FeatureModel]:
