@@ -144,6 +144,8 @@ def test_history_tells_terms_tolerance_and_time_of_each_iteration(crowded: Fit) 
         assert 1e-4 <= step.tol <= 1e-3  # coarse first, a tenth of what was asked for last
         assert 0 < step.duration <= step.seconds
         assert step.gradient_norm > 0
+        assert 0 < step.error < 1e-2
+    assert crowded.history[-1].error <= 1e-3 * max(1.0, abs(crowded.history[-1].loss))
 
 
 def test_features_that_died_are_told_and_pruning_keeps_the_loss(crowded: Fit) -> None:
@@ -181,6 +183,11 @@ def test_a_fit_is_read_back_with_its_starts_and_information(crowded: Fit, tmp_pa
     assert isinstance(again, Fit)
     for name in ("history", "starts", "information", "noise_floor", "message"):
         assert getattr(again, name) == getattr(crowded, name)
+    assert again.problem.to_dict() == crowded.problem.to_dict()  # to the last bit: no scale comes in between
+
+
+def test_a_feature_is_dead_below_a_thousandth_of_a_nat(fitted: Fit) -> None:
+    assert replace(fitted, information=(9.9e-4, 1.1e-3)).dead == (0,)
 
 
 @pytest.mark.parametrize(

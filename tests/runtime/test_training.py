@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,17 +20,18 @@ from scipy.special import logsumexp
 
 import elbotree as et
 from elbotree.codegen import generate
-from elbotree.runtime import encoding
+from elbotree.runtime import encoding, training
 from elbotree.runtime.checkpoints import Attempt, Step
 from elbotree.runtime.errors import InputError, UnsupportedError
 from elbotree.runtime.estimates import Estimate
+from elbotree.runtime.lbfgs import Search
 from elbotree.runtime.models import Posterior
 from elbotree.runtime.priors import Bernoulli, Discrete, Exponential, Laplace, Normal
 from elbotree.runtime.profile import EncoderCoordinates, ProfileObjective, best_model, continuous_dimensions
 from elbotree.runtime.spectral import SpectralExpectations
 from elbotree.runtime.starts import binned, binned_samples, propagated, pursued, random_encoder
 from elbotree.runtime.storage import MODEL
-from elbotree.runtime.training import _Run, _Trial, random_starts, time_left, train
+from elbotree.runtime.training import _reason, _Run, _Trial, random_starts, time_left, train
 
 
 def entropy(priors: list[tuple[list[float], list[float]]], std: float) -> float:
@@ -807,3 +809,32 @@ def test_a_prior_with_atoms_carries_mass_on_smaller_sets() -> None:
     layer = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "zero")
     for slab, d in ((Normal(0.0, 1.0), 2), (et.SpikeSlab(0.5, Normal(0.0, 1.0)), 1)):
         assert continuous_dimensions(layer, et.FeatureModel(np.eye(2), [Normal(0.0, 1.0), slab], 0.0)) == d
+
+
+def test_the_three_reasons_why_a_leg_ends() -> None:
+    def why(search: Search, gains: list[float], finer: bool = False) -> str:
+        return _reason(search, gains, 1e-3, finer, search.direction())
+
+    calm, steep = (Search(np.zeros(2), 1.0, np.array([slope, 0.0])) for slope in (9e-6, 1.1e-5))
+    assert why(calm, []) == "gradient norm 9e-06 is below 1e-05"
+    assert why(steep, []) == ""
+    assert why(steep, [1.0, 9e-5]) == ""  # one quiet iteration ends a coarse leg, two the last
+    assert "the last iteration improved it by 9e-05" in why(steep, [1.0, 9e-5], finer=True)
+    assert "the last two iterations improved it by 0.0001" in why(steep, [9e-5, 1e-5])
+    known = Search(np.zeros(2), 1.0, np.array([1e-2, 0.0]), [np.eye(2)[0]] * 3, [np.eye(2)[0]] * 3)
+    assert why(known, [1.0]) == "gradient norm 0.01 promises no more than 5e-05 nats"
+    assert why(replace(known, gradient=np.array([3e-2, 0.0])), [1.0]) == ""
+
+
+def test_a_leg_shortens_steps_while_more_is_promised_than_its_tolerance_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three trials were too few where a valley is narrow: a run ended 0.015 nats too high and said that no step lowers the loss."""
+    told = []
+
+    def recorded(search: Search, objective: object, least: float, most: float, led: object) -> None:
+        told.append((least, most, max(1.0, abs(search.loss))))
+
+    monkeypatch.setattr(training, "advance", recorded)
+    layer, p1 = et.Layer([[1.0]], [0.5], [0.8], "relu"), et.FeatureModel([[1.0]], [Bernoulli(0.3)], 0.4)
+    et.fit(layer, p1, features=1, tol=1e-2, starts=1)
+    least, most, size = told[0]
+    assert 0 < least < most == pytest.approx(1e-2 * size)

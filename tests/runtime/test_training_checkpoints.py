@@ -156,6 +156,18 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
     assert seen == []
 
 
+def test_a_disk_without_room_for_all_checkpoints_to_come_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
+    seen: list[int] = []
+    with pytest.raises(
+        InputError, match=r"the disk has 0 MB free; the checkpoints of this fit may take \d+ MB, so free some"
+    ):
+        fit(tmp_path / "state", seen=seen, iterations=2000, rounds=20)
+    assert seen == []
+
+
 def state(steps: int) -> Training:
     q = et.Posterior("tilted", [[1 / 3]], [0.7], precision=1.1, base=et.Discrete((0.0, 1.0, 2.0), (0.3, 0.3, 0.4)))
     attempts = [Attempt("given", et.Encoder([q]), 1 / 3, 2, "stalled"), Attempt("pursuit", et.Encoder([q]))]
