@@ -335,10 +335,12 @@ class _Run:
     def found(self, attempt: Attempt) -> tuple[Problem, dict[str, Estimate]]:
         """The attempt's encoder with its best decoder and priors, and the terms there, each within tol."""
         objective = self._objective(attempt.encoder)
-        problem, terms, _ = objective.evaluate(objective.x0)
-        if not _met(terms, self.tol):
-            terms = loss_terms(self.kernels, problem, self.tol, self.executor, terms)
-        return problem, terms
+        problem = objective.problem(objective.x0)
+        try:
+            return problem, loss_terms(self.kernels, problem, self.tol, self.executor)
+        except (InputError, ToleranceError) as error:
+            logger.info("terms are those of the descent: %s", error)
+            return problem, objective.evaluate(objective.x0)[1]
 
     def leg(self) -> None:
         """One leg from where the state stands, and what follows from it."""
