@@ -73,7 +73,6 @@ _LEAST = 1e-6  # what a step must promise
 _WORTH = 0.05  # nats above the best within which a start goes on to the exact loss, and how many do
 _MOST = 3
 _THREADS = 4  # at most, since each has its own arrays over points (70 MB for 33 features)
-_CLEAR = 0.1  # nats above the best beyond which not even the propagated start does, with few features
 _SURE = 0.01  # nats by which another start must be better to go on in its place, with many
 _SAME = 2e-3  # nats by which two starts are told apart
 _LOG_PRECISION = 50.0  # bound on log lambda, where the posterior is one point long since
@@ -236,7 +235,7 @@ def searched(
 
     All are descended a little on few points, the best of them, and `encoder` itself, further on more; the best three of these are
     tried again with one or two features anew. The best of all are descended on most points. Of these, the ones within 0.05 nats of
-    the best are worth the exact loss, three at most, no two of one loss, and `encoder` within 0.1 nats. Beyond nine features one
+    the best are worth the exact loss, three at most, no two of one loss, and `encoder`. Beyond nine features one
     start goes on: the best, or `encoder` within 0.01 nats of it. No start depends on another, and the number of threads changes
     nothing.
     """
@@ -274,7 +273,7 @@ def searched(
     if len(encoder) > _FEW:
         worth = [first if first.loss < worth[0].loss + _SURE else worth[0]]
     elif first not in worth[:_MOST]:
-        worth = [*worth[:_MOST], *([first] if first.loss < worth[0].loss + _CLEAR else [])]
+        worth = [*worth[:_MOST], first]  # points have the first bases, and learned ones may gain 0.1 nats
     else:
         worth = worth[:_MOST]
     further = {start.name: start for start in [*going, *renewed, *last]}

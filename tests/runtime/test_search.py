@@ -110,12 +110,12 @@ def test_points_find_what_the_propagated_features_do_not_lead_to() -> None:
     begun, _ = _descended(fresh, coordinates.pack(encoder), 60)
     reached = min(fresh(coordinates.pack(found.encoder))[0] for found in worth)
     assert reached < begun - 0.15
-    losses = [found.loss for found in worth]
+    losses = [found.loss for found in worth if found.name != "propagated"]
     assert losses == sorted(losses)
     assert losses[-1] < losses[0] + 0.05
-    assert len(worth) <= 4
+    assert len(losses) <= 3
     assert len(worth) + len(aside) == TRIED == 78
-    assert "propagated" in [found.name for found in worth + aside]
+    assert worth[-1].name == "propagated"  # 0.3 nats above the best, but points have the first bases
     assert len({found.name for found in worth + aside}) == 78
     best_aside = min(found.loss for found in aside if found.points == worth[0].points)
     assert best_aside >= losses[0]
@@ -189,7 +189,7 @@ def test_beyond_nine_features_one_start_goes_on(monkeypatch: pytest.MonkeyPatch)
         return [found.name for found in searched(layer, p1, encoder, mean, covariance, 1e-3)[0]]
 
     layer, p1 = crowded()
-    assert "propagated" not in names()  # 0.3 nats above the best
+    assert names()[-1] == "propagated"  # 0.3 nats above the best
     monkeypatch.setattr(search, "_FEW", 1)
     assert len(names()) == 1
     assert "propagated" not in names()
