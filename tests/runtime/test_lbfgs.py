@@ -74,7 +74,8 @@ def test_what_is_remembered_corrects_a_model() -> None:
     search = Search(np.array([1.0, -2.0, 0.5]), *objective(np.array([1.0, -2.0, 0.5])))  # type: ignore[operator]
     search.steps.append(np.eye(3)[1])
     search.changes.append(scales * np.eye(3)[1])
-    d = search.direction(lambda at, q: q * np.array([1.0, 7.0, 0.01]))
+    model = np.array([[1.0, 0.3, 0.0], [0.3, 7.0, 0.0], [0.0, 0.0, 0.01]])
+    d = search.direction(lambda at, q: model @ q)
     np.testing.assert_allclose(d, -search.x, rtol=1e-12)
 
 
