@@ -377,7 +377,7 @@ et.fit(layer, p1, n, "bernoulli", tol=1e-4, iterations=2, rounds=1, starts=2).sa
 """
 
 
-def test_what_is_left_to_gain_where_a_run_ends_is_of_the_size_of_the_tolerance() -> None:
+def test_what_is_left_to_gain_where_a_run_ends_is_less_than_the_tolerance() -> None:
     """A flat valley: two features at 30 degrees, sharp posteriors. L-BFGS alone ended 16 tolerances above where finer ones lead
     from there, since its first matrix and the errors of gradients had it take the valley for its floor."""
     t = np.deg2rad(30)
@@ -386,8 +386,8 @@ def test_what_is_left_to_gain_where_a_run_ends_is_of_the_size_of_the_tolerance()
     fitted = train(layer, p1, generate("identity", "tilted"), tol=1e-4)
     further = train(layer, p1, generate("identity", "tilted"), tol=1e-6, encoder=fitted.problem.encoder)
     assert fitted.message.startswith("converged: ")
-    assert fitted.terms["L"].value - further.terms["L"].value < 4e-4
-    assert len(fitted.history) < 40
+    assert fitted.terms["L"].value - further.terms["L"].value < 1e-4
+    assert len(fitted.history) < 30
 
 
 def test_the_same_call_gives_the_same_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
@@ -541,8 +541,8 @@ def test_of_many_starts_all_are_tried_and_the_best_are_trained(monkeypatch: pyte
     p1 = et.FeatureModel([[1.0, np.cos(t)], [0.0, np.sin(t)]], [Bernoulli(0.3)] * 2, 0.2)
     fitted = train(layer, p1, generate("identity", "tilted"), tol=1e-2, starts=13)
     assert len(fitted.starts) == 13
-    assert fitted.terms["L"].value == pytest.approx(0.676, abs=6e-3)
-    assert all(start.loss is not None and start.loss > fitted.terms["L"].value - 1e-2 for start in fitted.starts)
+    assert fitted.terms["L"].value == pytest.approx(0.676, abs=2e-3)
+    assert all(start.loss is not None and start.loss > fitted.terms["L"].value - 2e-3 for start in fitted.starts)
     aside = [start for start in fitted.starts if "set aside after 4 iterations" in start.message]
     assert 0 < len(aside) <= 13 - 4
     assert all(start.iterations == 4 for start in aside)
