@@ -235,9 +235,8 @@ def searched(
 
     All are descended a little on few points, the best of them, and `encoder` itself, further on more; the best three of these are
     tried again with one or two features anew. The best of all are descended on most points. Of these, the ones within 0.05 nats of
-    the best are worth the exact loss, three at most, no two of one loss, and `encoder`. Beyond nine features one
-    start goes on: the best, or `encoder` within 0.01 nats of it. No start depends on another, and the number of threads changes
-    nothing.
+    the best are worth the exact loss, three at most, no two of one loss, and `encoder`. Beyond nine features one start goes on: the
+    best, or `encoder` within 0.01 nats of it. No start depends on another, and the number of threads changes nothing.
     """
     coordinates = EncoderCoordinates(encoder, mean, covariance)
     alone = gains(layer, p1, coordinates)
@@ -272,10 +271,9 @@ def searched(
     first = next(start for start in last if start.name == propagated.name)
     if len(encoder) > _FEW:
         worth = [first if first.loss < worth[0].loss + _SURE else worth[0]]
-    elif first not in worth[:_MOST]:
-        worth = [*worth[:_MOST], first]  # points have the first bases, and learned ones may gain 0.1 nats
-    else:
+    else:  # the first one in any case: points have the first bases, and learned ones may gain 0.1 nats
         worth = worth[:_MOST]
+        worth += [] if first in worth else [first]
     further = {start.name: start for start in [*going, *renewed, *last]}
     aside = [start for start in (further.get(one.name, one) for one in [*tried, *renewed]) if start not in worth]
     return _found(worth, coordinates), _found(aside, coordinates)

@@ -366,8 +366,8 @@ class _Run:
             if reason or count == limit:
                 break
             started = time.perf_counter()
-            told = self._told * max(1.0, abs(state.search.loss))
-            found = advance(state.search, trial, _SEEN * told, told, None if inverse is None else direction)
+            told, seen = _nats(self._told, state.search.loss), _seen(self._told, state.search.loss)
+            found = advance(state.search, trial, seen, told, None if inverse is None else direction)
             if found is None and self._sharpened(trial):
                 self.keep(state)
                 return
@@ -404,7 +404,7 @@ class _Run:
         search = state.search
         assert search is not None
         finer = 0.1 * state.tol
-        if trial.broken_promise(search) < self._told * max(1.0, abs(search.loss)) or finer < _FINEST * self.tol:
+        if trial.broken_promise(search) < _nats(self._told, search.loss) or finer < _FINEST * self.tol:
             return False
         answer = _Trial(self._objective(state.attempts[state.at].encoder, finer))(search.x)
         if answer is None or _norm(answer[1] - search.gradient) < _OTHER * _norm(search.gradient):
@@ -541,7 +541,7 @@ class _Trial:
             return None
         self._seen[x.tobytes()] = (problem, terms)
         loss = float(terms["L"].value)
-        return loss + max(0.0, float(terms["L"].error) - _TRUSTED * self.objective.tol * max(1.0, abs(loss))), gradient
+        return loss + max(0.0, float(terms["L"].error) - _TRUSTED * _nats(self.objective.tol, loss)), gradient
 
     def broken_promise(self, search: Search) -> float:
         """By how much the gradient says that the shortest trial since the last accepted point lowers the loss; none did."""
@@ -556,9 +556,14 @@ class _Trial:
         return found
 
 
+def _nats(tol: float, value: float) -> float:
+    """A tolerance, which is relative to max(1, |value|), in nats."""
+    return tol * max(1.0, abs(value))
+
+
 def _seen(tol: float, loss: float) -> float:
-    """The nats that a tolerance relative to max(1, |L|) can tell."""
-    return _SEEN * tol * max(1.0, abs(loss))
+    """What a step must promise, and an iteration gain, at a tolerance."""
+    return _SEEN * _nats(tol, loss)
 
 
 def _norm(gradient: Array) -> float:
@@ -638,7 +643,7 @@ def loss_terms(
 
 
 def _met(terms: dict[str, Estimate], tol: float) -> bool:
-    return all(e.error <= tol * max(1.0, abs(float(e.value))) for e in terms.values())
+    return all(e.error <= _nats(tol, float(e.value)) for e in terms.values())
 
 
 def information(kernels: TrainingKernels, problem: Problem, tol: float) -> Array:
