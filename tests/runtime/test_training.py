@@ -716,8 +716,8 @@ def test_units_of_x2_do_not_matter(scale: float) -> None:
     layer, p1 = in_units(scale)
     fitted = train(layer, p1, kernels, tol=1e-3, progress=steps.append)
     moved = 2 * np.log(scale)
-    assert fitted.terms["L"].value == pytest.approx(one["L"].value + moved, abs=2e-3)
-    assert fitted.terms["T1"].value == pytest.approx(one["T1"].value * scale**2, rel=3e-3)
+    assert fitted.terms["L"].value == pytest.approx(one["L"].value + moved, abs=2e-4)
+    assert fitted.terms["T1"].value == pytest.approx(one["T1"].value * scale**2, rel=1e-3)
     assert "missed" not in fitted.message
     for term in fitted.terms.values():
         assert term.error <= 1e-3 * max(1.0, abs(float(term.value)))
@@ -745,7 +745,7 @@ def test_features_that_carry_no_variance_are_no_starts() -> None:
     assert list(start.priors) == [Bernoulli(0.3)] * 3
     loss = et.fit(never, p1, features=2, tol=1e-2, starts=1).values["L"]
     least = entropy([([0.0, 1.0], [0.7, 0.3])], 0.2)
-    assert least - loss.error <= loss.value < least + 0.1
+    assert least - loss.error <= loss.value < least + 2e-3
 
 
 @pytest.mark.parametrize("starts", [None, 1, 3])
@@ -753,7 +753,7 @@ def test_features_that_carry_no_variance_are_no_starts() -> None:
 def test_features_of_nothing_but_noise_die(family: str, starts: int | None) -> None:
     layer, p1 = et.Layer(np.eye(2), np.zeros(2), np.zeros(2), "zero"), et.FeatureModel(np.zeros((2, 0)), [], 0.2)
     fitted = et.fit(layer, p1, features=2, family=family, tol=1e-2, starts=starts)
-    assert fitted.values["L"].value == pytest.approx(np.log(2 * np.pi * np.e * 0.2**2), abs=1e-2)
+    assert fitted.values["L"].value == pytest.approx(np.log(2 * np.pi * np.e * 0.2**2), abs=2e-4)
 
 
 @pytest.mark.parametrize("features", [0, 2])
@@ -766,9 +766,9 @@ def test_an_output_that_is_one_point_asks_for_a_floor(features: int, starts: int
     ):
         et.fit(layer, p1, features=features, starts=starts, tol=1e-2)
     fitted = et.fit(layer, p1, features=features, starts=starts, tol=1e-2, noise_floor=0.1)
-    assert fitted.values["L"].value == pytest.approx(np.log(2 * np.pi * 0.01), abs=1e-2)
+    assert fitted.values["L"].value == pytest.approx(np.log(2 * np.pi * 0.01), abs=1e-9)
     assert "f(x1) has mass on sets of dimension 0 in R^2, so that the loss is unbounded below" in fitted.message
-    np.testing.assert_allclose(fitted.model.mean(), [1.0, 2.0], atol=1e-3)
+    np.testing.assert_allclose(fitted.model.mean(), [1.0, 2.0], atol=1e-9)
 
 
 @pytest.mark.parametrize("log_precision", [-1e4, 1e4])
