@@ -589,6 +589,7 @@ MUTATIONS = (
         "residual.cost", "runtime/residual_features.py", "(more / left) - self.K", "(more / left)", RESIDUAL_TESTS
     ),
     Mutation("residual.step", "runtime/residual_features.py", "q * (1 - q)", "q", RESIDUAL_TESTS),
+    Mutation("point_model.floor", "runtime/point_model.py", "self.floor, alone)", "1e-9, alone)", POINT_MODEL_TESTS),
     Mutation("point_model.tilt", "runtime/point_model.py", "tilt = q - gradient", "tilt = q", POINT_MODEL_TESTS),
     Mutation(
         "point_model.damping", "runtime/point_model.py", "pull = damping * d", "pull = 0.0 * d", POINT_MODEL_TESTS
